@@ -1,0 +1,98 @@
+"""One validated config per job. Unknown keys are refused; each config is saved into what its job publishes.
+
+>>> EmbedConfig.model_validate({"source": {"path": "items.csv"}}).source.path
+'items.csv'
+"""
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rayrec.errors import NotFound, SchemaError
+
+C = TypeVar("C", bound="Config")
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def load(cls: type[C], path: str | Path | None, overrides: dict[str, Any] | None = None) -> C:
+        """Read YAML (or JSON) at `path`; `overrides` (top-level keys) win. Raises SchemaError, NotFound."""
+        values: Any = {}
+        if path is not None:
+            try:
+                values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            except FileNotFoundError as error:
+                raise NotFound(f"config file {path} does not exist") from error
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise SchemaError(f"config file {path} is not YAML: {error}") from error
+            if not isinstance(values, dict):
+                raise SchemaError(f"config file {path}: expected a mapping, got {type(values).__name__}")
+        try:
+            return cls.model_validate({**values, **(overrides or {})})
+        except ValidationError as error:
+            lines = [f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors()]
+            raise SchemaError(f"{path or cls.__name__}: " + "; ".join(lines)) from error
+
+
+class SourceConfig(Config):
+    """A file or directory of rows, on any filesystem, or a data set that arrives as a package.
+
+    columns maps our column name to the source's, e.g. {"item_id": "id", "description": "short_description"}.
+    """
+
+    path: str
+    format: Literal["auto", "parquet", "csv", "jsonl", "complete_journey"] = "auto"
+    columns: dict[str, str] = Field(default_factory=dict)
+    category_separator: str = ">"
+    max_text_chars: int = Field(20_000, ge=1)
+    max_items: int | None = Field(None, ge=1, description="complete_journey: keep the most bought items")
+
+
+class EncoderConfig(Config):
+    """model: a local transformers directory, or `minilm` for the one that pip brings.
+
+    runtime `auto` is torch in bf16 where a worker has a CUDA device and onnxruntime elsewhere.
+    """
+
+    model: str = "minilm"
+    runtime: Literal["auto", "onnx", "torch"] = "auto"
+    max_tokens: int = Field(128, ge=4, description="longer texts are cut here, or at the model's own limit")
+    batch_size: int = Field(16, ge=1)
+
+
+class EmbedConfig(Config):
+    """source: the catalog; None embeds the newest catalog version of the workspace."""
+
+    source: SourceConfig | None = None
+    encoder: EncoderConfig = EncoderConfig()
+    workers: int | None = Field(None, ge=1, description="None: one per CPU (or GPU) of the cluster")
+    cpus_per_worker: float = Field(0.5, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    block_rows: int = Field(256, ge=1, description="rows a killed worker can lose")
+
+
+class IndexConfig(Config):
+    """events: shopper behaviour; None takes the newest events version of the workspace, if there is one."""
+
+    events: SourceConfig | None = None
+    encoder: EncoderConfig = EncoderConfig()
+    dense: Literal["auto", "flat", "hnsw", "ivfpq"] = "auto"
+    shards: int | None = Field(None, ge=1, description="None: one per 500,000 items")
+    language: str = "english"
+    half_life_days: float = Field(90.0, gt=0, description="age at which a purchase counts half")
+    promote: bool = True
+
+
+class FusionWeights(Config):
+    """Reciprocal rank fusion: sum over lists of weight / (k + rank). Cormack et al., SIGIR 2009, eq. 1.
+
+    dense 0.3, lexical 0.7 and k 60 won or tied on every catalog tried (benchmarks/LOG.md); a shop with
+    rated queries fits its own.
+    """
+
+    dense: float = Field(0.3, ge=0, le=1)
+    k: float = Field(60.0, gt=0)

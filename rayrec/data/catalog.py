@@ -1,0 +1,103 @@
+"""From raw rows to a catalog: ITEMS, one row an item, sorted by item_id, each with its content hash.
+
+The content is what the text encoder reads. Its hash keys the embedding, so a new price costs nothing
+and a new title costs one embedding.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayrec.config import SourceConfig
+from rayrec.data.conform import Quarantine, Rules, conform, drop_repeats
+from rayrec.data.readers import RawTable
+from rayrec.errors import SchemaError
+from rayrec.schema import CONTENT_HASH, HASH_BYTES, ITEMS
+
+CATALOG = ITEMS.append(pa.field(CONTENT_HASH, pa.binary(HASH_BYTES), nullable=False))
+
+
+def normalise(raws: Iterable[RawTable], config: SourceConfig) -> tuple[pa.Table, Quarantine]:
+    """The catalog in all files of a source, and the rows that could not be used.
+
+    Of rows with one item_id the first stays. Raises SchemaError if no row at all could be used.
+    """
+    unknown = set(config.columns) - set(ITEMS.names)
+    if unknown:
+        raise SchemaError(f"columns: {sorted(unknown)} are not item columns; known: {ITEMS.names}")
+    quarantine = Quarantine()
+    rules = Rules(max_text_chars=config.max_text_chars, category_separator=config.category_separator)
+    seen: set[str] = set()
+    tables = []
+    for raw in raws:
+        table, rows = conform(raw, ITEMS, config.columns, rules, quarantine)
+        tables.append(drop_repeats(table, "item_id", rows, raw.source, seen, quarantine))
+    items = pa.concat_tables(tables)
+    if not items.num_rows:
+        first = quarantine.records[0] if quarantine.records else None
+        raise SchemaError(f"{config.path}: no usable item; first row set aside: {first}")
+    return seal(items), quarantine
+
+
+def seal(items: pa.Table) -> pa.Table:
+    """Sort ITEMS by item_id and add the content hash: a table of CATALOG."""
+    items = items.sort_by("item_id").combine_chunks()
+    hashes = [content_hash(text) for text in item_texts(items)]
+    return pa.table([*items.columns, pa.array(hashes, pa.binary(HASH_BYTES))], schema=CATALOG)
+
+
+def item_texts(items: pa.Table) -> list[str]:
+    """What the text encoder reads of each item: title, brand, category path, description.
+
+    Brand and categories that the title says already are left out: fewer tokens, the same content.
+    """
+    return [
+        ". ".join(
+            part
+            for part in (title, _new_words(title, [brand]), _new_words(title, category), text)
+            if part
+        )
+        for title, brand, category, text in zip(
+            items.column("title").to_pylist(),
+            items.column("brand").to_pylist(),
+            items.column("category").to_pylist(),
+            items.column("description").to_pylist(),
+            strict=True,
+        )
+    ]
+
+
+def _new_words(title: str, words: list[str | None] | None) -> str:
+    known = title.casefold()
+    return " ".join(word for word in words or () if word and word.casefold() not in known)
+
+
+def content_hash(text: str) -> bytes:
+    """The 16-byte BLAKE2b of a content."""
+    return hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest()
+
+
+@dataclass(frozen=True)
+class CatalogDiff:
+    """Counts between two catalogs. `content_changed` of `changed` need a new embedding."""
+
+    added: int
+    removed: int
+    changed: int
+    content_changed: int
+
+
+def diff(old: pa.Table, new: pa.Table) -> CatalogDiff:
+    """Compare two CATALOG tables by item_id."""
+    before, after = old.column("item_id"), new.column("item_id")
+    place = pc.index_in(after, value_set=before)
+    kept = pc.is_valid(place)
+    ours = old.take(place.filter(kept)).combine_chunks()
+    theirs = new.filter(kept).combine_chunks()
+    content = pc.sum(pc.not_equal(ours.column(CONTENT_HASH), theirs.column(CONTENT_HASH))).as_py() or 0
+    changed = sum(a != b for a, b in zip(ours.to_pylist(), theirs.to_pylist(), strict=True))
+    both = theirs.num_rows
+    return CatalogDiff(new.num_rows - both, old.num_rows - both, changed, content)

@@ -1,0 +1,40 @@
+"""What every encoder is: an id in two parts, a dimension, and texts in, unit vectors out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class EncoderId:
+    """space: within it vectors may be compared; variant: how they were computed (runtime, precision)."""
+
+    space: str
+    variant: str
+
+    def __str__(self) -> str:
+        return f"{self.space}.{self.variant}"
+
+    @classmethod
+    def parse(cls, text: str) -> "EncoderId":
+        space, _, variant = text.rpartition(".")
+        return cls(space, variant)
+
+
+class Encoder(Protocol):
+    """A loaded model."""
+
+    id: EncoderId
+    dim: int
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 (B, D), each row L2-normalised, in the order of `texts`."""
+        ...
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> list[np.ndarray]:
+    """Indices in batches of similar length, so that padding costs little (1.6x on product titles)."""
+    order = np.argsort(np.asarray(lengths), kind="stable")
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

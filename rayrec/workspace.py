@@ -1,0 +1,378 @@
+"""Versioned artifacts on any filesystem, and the one pointer that says which of them answer.
+
+A version is a directory whose `manifest.json` is written last: without one it was never published,
+so a killed job leaves nothing that anybody reads. Versions are never changed. `current.json` names
+the pair of index and model that answers; promoting moves it, rolling back moves it back.
+
+>>> ws = Workspace.open("workspace")                                # doctest: +SKIP
+>>> with ws.stage("indexes") as staged:                             # doctest: +SKIP
+...     staged.write_bytes("hello.txt", b"hi")
+...     staged.publish({"counts": {"items": 0}})
+>>> ws.promote(index=staged.version)                                # doctest: +SKIP
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+
+from rayrec.errors import Conflict, IncompatibleArtifact, NotFound, RayrecError
+
+log = logging.getLogger(__name__)
+
+KINDS = ("catalog", "events", "indexes", "models")
+FORMAT = 1
+HISTORY = 20
+_CHUNK = 1 << 20
+
+
+def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem and path of a local path or URI (s3://, gs://, or any fsspec scheme)."""
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+    try:
+        return pafs.FileSystem.from_uri(uri)
+    except pa.ArrowInvalid:
+        import fsspec
+
+        scheme, _, path = uri.partition("://")
+        try:
+            return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme))), path.rstrip("/")
+        except (ValueError, ImportError) as error:
+            raise NotFound(f"no filesystem for {uri!r}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """What answers now. `generation` grows by one with every move."""
+
+    generation: int = 0
+    index: str | None = None
+    model: str | None = None
+    history: list[dict[str, str | None]] = field(default_factory=list)
+
+
+class Workspace:
+    """A directory of artifacts; see the layout in README.md."""
+
+    def __init__(self, uri: str, filesystem: pafs.FileSystem, root: str):
+        self.uri = uri
+        self.fs = filesystem
+        self.root = root
+        self.is_local = isinstance(filesystem, pafs.LocalFileSystem)
+
+    @classmethod
+    def open(cls, uri: str | os.PathLike[str], *, create: bool = True) -> "Workspace":
+        """Open `uri`. With create=False, NotFound if there is none."""
+        filesystem, root = open_filesystem(str(uri))
+        ws = cls(str(uri), filesystem, root)
+        if create:
+            try:
+                filesystem.create_dir(root, recursive=True)
+            except OSError as error:
+                raise RayrecError(f"cannot create a workspace at {uri}: {error}") from error
+        elif filesystem.get_file_info(root).type != pafs.FileType.Directory:
+            raise NotFound(f"no workspace at {uri}; make one with 'rayrec embed' or 'rayrec demo'")
+        return ws
+
+    def path(self, *parts: str) -> str:
+        return "/".join((self.root, *parts))
+
+    # -- plain files ------------------------------------------------------------------------------
+
+    def exists(self, *parts: str) -> bool:
+        return self.fs.get_file_info(self.path(*parts)).type != pafs.FileType.NotFound
+
+    def list(self, *parts: str) -> list[str]:
+        """Names directly under a directory, sorted; empty if it does not exist."""
+        selector = pafs.FileSelector(self.path(*parts), allow_not_found=True)
+        return sorted(info.base_name for info in self.fs.get_file_info(selector))
+
+    def read_bytes(self, *parts: str) -> bytes:
+        try:
+            with self.fs.open_input_stream(self.path(*parts)) as stream:
+                return stream.read()
+        except FileNotFoundError as error:
+            raise NotFound(f"{'/'.join(parts)}: no such file in workspace {self.uri}") from error
+
+    def write_bytes(self, data: bytes | pa.Buffer, *parts: str) -> None:
+        """Write one file so that no reader ever sees a part of it, and a crash leaves old or new.
+
+        Locally: temporary file, fsync, rename, fsync of the directory. Object stores publish a PUT whole.
+        """
+        path = self.path(*parts)
+        if not self.is_local:
+            self.fs.create_dir(path.rpartition("/")[0], recursive=True)
+            with self.fs.open_output_stream(path) as stream:
+                stream.write(data)
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        temporary = f"{path}.{secrets.token_hex(4)}.tmp"
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _fsync_dir(os.path.dirname(path))
+
+    def write_parquet(self, table: pa.Table, *parts: str) -> None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write_bytes(sink.getvalue(), *parts)
+
+    def read_parquet(self, *parts: str, columns: list[str] | None = None) -> pa.Table:
+        """One parquet file, or all of a directory's in name order."""
+        path = self.path(*parts)
+        names = [path] if path.endswith(".parquet") else [
+            f"{path}/{name}" for name in self.list(*parts) if name.endswith(".parquet")
+        ]
+        if not names:
+            raise NotFound(f"{'/'.join(parts)}: no parquet files in workspace {self.uri}")
+        return pa.concat_tables([pq.read_table(n, columns=columns, filesystem=self.fs) for n in names])
+
+    # -- versions ---------------------------------------------------------------------------------
+
+    def versions(self, kind: str) -> list[str]:
+        """Published versions of a kind, oldest first."""
+        return [name for name in self.list(kind) if self.exists(kind, name, "manifest.json")]
+
+    def latest(self, kind: str) -> str | None:
+        versions = self.versions(kind)
+        return versions[-1] if versions else None
+
+    def manifest(self, kind: str, version: str) -> dict[str, Any]:
+        """The manifest of a published version. Raises NotFound, or IncompatibleArtifact if unreadable."""
+        name = f"{kind}/{version}/manifest.json"
+        try:
+            manifest = json.loads(self.read_bytes(kind, version, "manifest.json"))
+        except NotFound:
+            known = ", ".join(self.versions(kind)[-5:]) or "none"
+            raise NotFound(f"{kind}/{version} is not a published version; the latest are: {known}") from None
+        except ValueError as error:
+            raise IncompatibleArtifact(f"{name}: not JSON ({error}); publish the version again") from error
+        if manifest.get("format") != FORMAT:
+            raise IncompatibleArtifact(f"{name}: format {manifest.get('format')}, this rayrec reads {FORMAT}")
+        return manifest
+
+    def stage(self, kind: str, *, now_s: float | None = None) -> "Staged":
+        """Start a version. Nothing in it counts until `Staged.publish`."""
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now_s))
+        return Staged(self, kind, f"{stamp}-{secrets.token_hex(3)}")
+
+    def verify(self, kind: str, version: str) -> dict[str, Any]:
+        """Check every file of a version against its manifest, and return the manifest.
+
+        Raises IncompatibleArtifact that names the first file which is missing, truncated or altered.
+        """
+        manifest = self.manifest(kind, version)
+
+        def check(entry: tuple[str, dict[str, Any]]) -> None:
+            name, expected = entry
+            label = f"{kind}/{version}/{name}"
+            info = self.fs.get_file_info(self.path(kind, version, name))
+            if info.type == pafs.FileType.NotFound:
+                raise IncompatibleArtifact(f"{label}: missing; build or copy the version again")
+            if info.size != expected["bytes"]:
+                raise IncompatibleArtifact(
+                    f"{label}: {info.size} bytes, manifest says {expected['bytes']}; truncated or replaced"
+                )
+            found = _checksum(self.fs, self.path(kind, version, name))
+            if found != expected["blake2b"]:
+                raise IncompatibleArtifact(f"{label}: content differs from its checksum; it was altered")
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(check, manifest["files"].items()))
+        return manifest
+
+    def local_copy(self, kind: str, version: str) -> Path:
+        """A verified directory on this machine: the version itself, or a cached download of it."""
+        if self.is_local:
+            self.verify(kind, version)
+            return Path(self.path(kind, version))
+        key = hashlib.blake2b(f"{self.uri}|{kind}|{version}".encode(), digest_size=8).hexdigest()
+        cache = Path(os.environ.get("RAYREC_CACHE", "~/.cache/rayrec")).expanduser()
+        target = cache / f"{kind}-{version}-{key}"
+        local = Workspace(str(target), pafs.LocalFileSystem(), str(target))
+        if not target.exists():
+            manifest = self.manifest(kind, version)
+            cache.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(dir=cache, prefix="download-"))
+            base = partial / kind / version
+            for name in [*manifest["files"], "manifest.json"]:
+                (base / name).parent.mkdir(parents=True, exist_ok=True)
+                with self.fs.open_input_stream(self.path(kind, version, name)) as source:
+                    with open(base / name, "wb") as sink:
+                        shutil.copyfileobj(source, sink, _CHUNK)
+            try:
+                partial.rename(target)
+            except OSError:  # another process was faster
+                shutil.rmtree(partial, ignore_errors=True)
+        local.verify(kind, version)
+        return Path(local.path(kind, version))
+
+    # -- the pointer ------------------------------------------------------------------------------
+
+    def current(self) -> Pointer:
+        if not self.exists("current.json"):
+            return Pointer()
+        try:
+            return Pointer(**json.loads(self.read_bytes("current.json")))
+        except (ValueError, TypeError) as error:
+            raise IncompatibleArtifact(f"current.json is damaged ({error}); promote a version again") from error
+
+    def promote(
+        self, *, index: str | None = None, model: str | None = None, expect_generation: int | None = None
+    ) -> Pointer:
+        """Make a checked pair answer; what is not named stays as it is (`model="none"` takes it away).
+
+        Raises NotFound or IncompatibleArtifact before anything moves if a part is absent, damaged or
+        made for another embedding space, and Conflict if `expect_generation` is not the present one.
+        """
+        if index is None and model is None:
+            raise ValueError("promote needs an index, a model, or both")
+        if index is not None:
+            self.verify("indexes", index)
+        if model not in (None, "none"):
+            self.verify("models", str(model))
+        with self._pointer_lock():
+            now = self.current()
+            if expect_generation is not None and now.generation != expect_generation:
+                raise Conflict(f"current.json is at generation {now.generation}, not {expect_generation}")
+            pair = {
+                "index": index if index is not None else now.index,
+                "model": now.model if model is None else None if model == "none" else model,
+            }
+            self._check_pair(pair["index"], pair["model"])
+            history = now.history
+            if now.index is not None:
+                history = [*history, {"index": now.index, "model": now.model}][-HISTORY:]
+            return self._move(Pointer(now.generation + 1, pair["index"], pair["model"], history))
+
+    def rollback(self) -> Pointer:
+        """Promote the pair that answered before this one; again, the one before that."""
+        with self._pointer_lock():
+            now = self.current()
+            if not now.history:
+                raise NotFound("nothing to roll back to: no earlier pair has answered in this workspace")
+            previous = now.history[-1]
+            self.verify("indexes", str(previous["index"]))
+            self._check_pair(previous["index"], previous["model"])
+            return self._move(
+                Pointer(now.generation + 1, previous["index"], previous["model"], now.history[:-1])
+            )
+
+    def _check_pair(self, index: str | None, model: str | None) -> None:
+        if model is None:
+            return
+        if index is None:
+            raise IncompatibleArtifact(f"models/{model} cannot answer without an index; name one")
+        wanted = self.manifest("indexes", index)["encoder"]["space"]
+        found = self.manifest("models", model)["encoder"]["space"]
+        if wanted != found:
+            raise IncompatibleArtifact(
+                f"models/{model} was made for embedding space {found}, indexes/{index} holds {wanted}"
+            )
+
+    def _move(self, pointer: Pointer) -> Pointer:
+        self.write_bytes(json.dumps(asdict(pointer), indent=1).encode(), "current.json")
+        return pointer
+
+    @contextlib.contextmanager
+    def _pointer_lock(self) -> Iterator[None]:
+        """Exclude other promoters on this filesystem.
+
+        Object stores have no lock that pyarrow can take: there a check-then-PUT remains, and two promotions
+        within the same second may both succeed, the later one winning.
+        """
+        if not self.is_local:
+            yield
+            return
+        with open(self.path("current.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+class Staged:
+    """A version being built. As a context manager it removes itself unless it was published."""
+
+    def __init__(self, ws: Workspace, kind: str, version: str):
+        self.ws = ws
+        self.kind = kind
+        self.version = version
+        self.published = False
+
+    def __enter__(self) -> "Staged":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if not self.published and self.ws.exists(self.kind, self.version):
+            self.ws.fs.delete_dir(self.ws.path(self.kind, self.version))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        self.ws.write_bytes(data, self.kind, self.version, name)
+
+    def write_parquet(self, name: str, table: pa.Table) -> None:
+        self.ws.write_parquet(table, self.kind, self.version, name)
+
+    def upload(self, directory: Path, prefix: str) -> None:
+        """Copy a local directory tree into the version under `prefix`; safe to repeat."""
+        for file in sorted(p for p in directory.rglob("*") if p.is_file()):
+            self.write_bytes(f"{prefix}/{file.relative_to(directory).as_posix()}", file.read_bytes())
+
+    def publish(self, manifest: dict[str, Any]) -> str:
+        """Record sizes and checksums of all files, write the manifest, and return the version's name."""
+        base = self.ws.path(self.kind, self.version)
+        infos = self.ws.fs.get_file_info(pafs.FileSelector(base, recursive=True))
+        files = {
+            info.path[info.path.index(self.version) + len(self.version) + 1 :]: {
+                "bytes": info.size,
+                "blake2b": _checksum(self.ws.fs, info.path),
+            }
+            for info in infos
+            if info.type == pafs.FileType.File
+        }
+        document = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "version": self.version,
+            "created_us": time.time_ns() // 1000,
+            **manifest,
+            "files": dict(sorted(files.items())),
+        }
+        self.write_bytes("manifest.json", json.dumps(document, indent=1).encode())
+        self.published = True
+        log.info("published %s/%s (%d files)", self.kind, self.version, len(files))
+        return self.version
+
+
+def _checksum(filesystem: pafs.FileSystem, path: str) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with filesystem.open_input_stream(path) as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _fsync_dir(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
