@@ -35,7 +35,7 @@ from rayrec.errors import Conflict, IncompatibleArtifact, NotFound, RayrecError
 
 log = logging.getLogger(__name__)
 
-KINDS = ("catalog", "events", "indexes", "models")
+KINDS = ("catalog", "events", "encoders", "indexes", "models")
 FORMAT = 1
 HISTORY = 20
 _CHUNK = 1 << 20
@@ -128,7 +128,7 @@ class Workspace:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _fsync_dir(os.path.dirname(path))
+        _fsync(os.path.dirname(path))
 
     def write_parquet(self, table: pa.Table, *parts: str) -> None:
         sink = pa.BufferOutputStream()
@@ -169,12 +169,12 @@ class Workspace:
             raise IncompatibleArtifact(f"{name}: format {manifest.get('format')}, this rayrec reads {FORMAT}")
         return manifest
 
-    def stage(self, kind: str, *, now_s: float | None = None) -> "Staged":
-        """Start a version. Nothing in it counts until `Staged.publish`."""
+    def stage(self, kind: str, *, name: str | None = None, now_s: float | None = None) -> "Staged":
+        """Start a version, named by the time (UTC) or by `name`. It does not count until `Staged.publish`."""
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now_s))
-        return Staged(self, kind, f"{stamp}-{secrets.token_hex(3)}")
+        name = name or time.strftime("%Y%m%d-%H%M%S", time.gmtime(now_s))
+        return Staged(self, kind, f"{name}-{secrets.token_hex(3)}")
 
     def verify(self, kind: str, version: str) -> dict[str, Any]:
         """Check every file of a version against its manifest, and return the manifest.
@@ -332,9 +332,13 @@ class Staged:
         self.ws.write_parquet(table, self.kind, self.version, name)
 
     def upload(self, directory: Path, prefix: str) -> None:
-        """Copy a local directory tree into the version under `prefix`; safe to repeat."""
+        """Copy a local directory tree into the version under `prefix` ("" for its root); safe to repeat."""
         for file in sorted(p for p in directory.rglob("*") if p.is_file()):
-            self.write_bytes(f"{prefix}/{file.relative_to(directory).as_posix()}", file.read_bytes())
+            parts = (self.kind, self.version, *filter(None, [prefix]), *file.relative_to(directory).parts)
+            target = self.ws.path(*parts)
+            self.ws.fs.create_dir(target.rpartition("/")[0], recursive=True)
+            with open(file, "rb") as source, self.ws.fs.open_output_stream(target) as sink:
+                shutil.copyfileobj(source, sink, _CHUNK)
 
     def publish(self, manifest: dict[str, Any]) -> str:
         """Record sizes and checksums of all files, write the manifest, and return the version's name."""
@@ -346,8 +350,11 @@ class Staged:
                 "blake2b": _checksum(self.ws.fs, info.path),
             }
             for info in infos
-            if info.type == pafs.FileType.File
+            if info.type == pafs.FileType.File and not info.path.endswith(".tmp")
         }
+        if self.ws.is_local:
+            for name in files:
+                _fsync(f"{base}/{name}")
         document = {
             "format": FORMAT,
             "kind": self.kind,
@@ -370,7 +377,7 @@ def _checksum(filesystem: pafs.FileSystem, path: str) -> str:
     return digest.hexdigest()
 
 
-def _fsync_dir(path: str) -> None:
+def _fsync(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,0 +1,1 @@
+"""From candidates to an answer: scores by part, what may be shown, and why."""

@@ -1,0 +1,1 @@
+"""Finding candidates: dense, lexical, by filter, by behaviour; and joining them."""

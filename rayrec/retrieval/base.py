@@ -1,0 +1,50 @@
+"""What retrieval hands around: rows (an item's place in the catalog sorted by item_id) and scores."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Hits:
+    """rows int64 and scores float32, both (B, k), scores descending, ties by row; -1 where fewer exist."""
+
+    rows: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """M(q): what one query can ever return, whatever the filters, the page or the shopper.
+
+    rows int64 (M,) ascending. lexical float32 (M,): BM25, 0 where no word matches. dense float32 (M,):
+    cosine. in_dense bool (M,): at or above the dense floor. exact: no list was cut short.
+    """
+
+    rows: np.ndarray
+    lexical: np.ndarray
+    dense: np.ndarray
+    in_dense: np.ndarray
+    exact: bool = True
+
+
+def top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """Positions of the k highest of a 1-d array, descending, ties by position."""
+    k = min(k, len(scores))
+    if k <= 0:
+        return np.empty(0, np.int64)
+    if k < len(scores):
+        threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+        chosen = np.flatnonzero(scores >= threshold)  # may exceed k on a tie; the sort below settles it
+    else:
+        chosen = np.arange(len(scores))
+    return chosen[np.lexsort((chosen, -scores[chosen]))][:k]
+
+
+def merge_top_k(parts: list[Hits], k: int) -> Hits:
+    """The k best over shards, each (B, ki) -> (B, k)."""
+    rows = np.concatenate([p.rows for p in parts], axis=1)
+    scores = np.concatenate([np.where(p.rows < 0, -np.inf, p.scores) for p in parts], axis=1)
+    order = np.lexsort((rows, -scores), axis=1)[:, :k]
+    rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
+    return Hits(np.where(np.isfinite(scores), rows, -1), scores.astype(np.float32))

@@ -1,0 +1,182 @@
+"""Nearest vectors by inner product, on FAISS: flat, HNSW or IVF-PQ behind one class.
+
+Flat is exact and the fastest up to some ten thousand vectors; HNSW costs memory and buys speed;
+IVF-PQ (re-ranked on 8-bit vectors) is for catalogs that would not fit otherwise.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from rayrec.errors import IncompatibleArtifact
+from rayrec.retrieval.base import Hits, top_k
+
+FLAT_MAX = 50_000
+HNSW_MAX = 2_000_000
+_HNSW_M = 32
+_EF_BUILD = 120
+_EF_SEARCH = 96
+_NPROBE = 64
+# A graph walk under a filter visits about k / selectivity vectors; below this share a scan of the
+# allowed ones is both exact and cheaper (benchmarks: bench_index, 200,000 vectors).
+_SCAN_SHARE = 0.15
+_BACKGROUND_PAIRS = 20_000
+
+
+def choose(n: int) -> str:
+    """flat, hnsw or ivfpq for `n` vectors."""
+    return "flat" if n <= FLAT_MAX else "hnsw" if n <= HNSW_MAX else "ivfpq"
+
+
+class DenseIndex:
+    """One shard's vectors. Positions are 0..n-1 in the order they were given."""
+
+    def __init__(self, index: Any, kind: str, background: tuple[float, float]):
+        self._index = index
+        self.kind = kind
+        self.background = background
+        self.n = int(index.ntotal)
+        self.dim = int(index.d)
+
+    @classmethod
+    def build(cls, vectors: np.ndarray, kind: str = "auto", *, seed: int = 0, threads: int = 1) -> "DenseIndex":
+        """vectors: float32 (N, D), L2-normalised. kind: auto, flat, hnsw or ivfpq."""
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        n, dim = vectors.shape
+        kind = choose(n) if kind == "auto" else kind
+        faiss.omp_set_num_threads(threads)
+        if kind == "flat":
+            index = faiss.IndexFlatIP(dim)
+        elif kind == "hnsw":
+            index = faiss.IndexHNSWFlat(dim, _HNSW_M, faiss.METRIC_INNER_PRODUCT)
+            index.hnsw.efConstruction = _EF_BUILD
+            index.hnsw.efSearch = _EF_SEARCH
+        elif kind == "ivfpq":
+            index = _ivfpq(vectors, seed)
+        else:
+            raise ValueError(f"kind must be auto, flat, hnsw or ivfpq, got {kind!r}")
+        if n:
+            index.add(vectors)
+        return cls(index, kind, _background(vectors, seed))
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        faiss.write_index(self._index, os.fspath(directory / "dense.faiss"))
+        said = {"kind": self.kind, "n": self.n, "dim": self.dim, "background": self.background}
+        (directory / "dense.json").write_text(json.dumps(said))
+
+    @classmethod
+    def load(cls, directory: Path) -> "DenseIndex":
+        """Raises IncompatibleArtifact that names the file if it cannot be read or is not what it says."""
+        file = directory / "dense.faiss"
+        try:
+            said = json.loads((directory / "dense.json").read_text())
+            index = faiss.read_index(os.fspath(file))
+        except (RuntimeError, OSError, ValueError) as error:
+            raise IncompatibleArtifact(f"{file}: not a readable FAISS index ({error})") from error
+        if (index.ntotal, index.d) != (said["n"], said["dim"]):
+            raise IncompatibleArtifact(
+                f"{file}: {index.ntotal} vectors of {index.d}, dense.json says {said['n']} of {said['dim']}"
+            )
+        return cls(index, said["kind"], tuple(said["background"]))
+
+    def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Hits:
+        """Top-k positions by inner product.
+
+        queries: float32 (B, D), L2-normalised. allowed: bool (N,), the positions that may be returned.
+        Returns rows int64 (B, k), -1 where fewer exist; scores descend, ties by position.
+        Raises IncompatibleArtifact if D differs from the index's.
+        """
+        queries = np.ascontiguousarray(queries, np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise IncompatibleArtifact(f"query vectors {queries.shape}, the index holds (*, {self.dim})")
+        positions = None if allowed is None else np.flatnonzero(allowed)
+        if positions is not None and (self.kind == "flat" or len(positions) <= _SCAN_SHARE * self.n):
+            return self._scan(queries, k, positions)
+        k_found = min(k, self.n)
+        if k_found == 0:
+            return Hits(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32))
+        scores, rows = self._index.search(queries, k_found, params=self._parameters(k_found, allowed, positions))
+        order = np.lexsort((rows, -scores), axis=1)
+        rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
+        pad = ((0, 0), (0, k - k_found))
+        return Hits(np.pad(rows, pad, constant_values=-1), np.pad(scores, pad, constant_values=-np.inf))
+
+    def scores(self, query: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """float32: the inner products of one query (D,) with the vectors at `positions`."""
+        return self.vectors(positions) @ query
+
+    def vectors(self, positions: np.ndarray) -> np.ndarray:
+        """float32 (len(positions), D); IVF-PQ returns its 8-bit copies."""
+        if not len(positions):
+            return np.empty((0, self.dim), np.float32)
+        storage = self._flat_view()
+        if storage is not None:
+            return storage[positions]
+        return self._index.reconstruct_batch(np.asarray(positions, np.int64))
+
+    def _flat_view(self) -> np.ndarray | None:
+        """The stored float32 vectors without a copy, where the index keeps them."""
+        if self.kind == "ivfpq" or not self.n:
+            return None
+        flat = self._index if self.kind == "flat" else faiss.downcast_index(self._index.storage)
+        return faiss.rev_swig_ptr(flat.get_xb(), self.n * self.dim).reshape(self.n, self.dim)
+
+    def _scan(self, queries: np.ndarray, k: int, positions: np.ndarray) -> Hits:
+        rows = np.full((len(queries), k), -1, np.int64)
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        products = queries @ self.vectors(positions).T
+        for i, row in enumerate(products):
+            best = top_k(row, k)
+            rows[i, : len(best)] = positions[best]
+            scores[i, : len(best)] = row[best]
+        return Hits(rows, scores)
+
+    def _parameters(self, k: int, allowed: np.ndarray | None, positions: np.ndarray | None) -> Any:
+        selector = None
+        share = 1.0
+        if allowed is not None and positions is not None:
+            selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+            share = max(len(positions) / self.n, 1e-6)
+        if self.kind == "hnsw":
+            effort = min(max(_EF_SEARCH, 2 * k) / share, self.n)
+            return faiss.SearchParametersHNSW(sel=selector, efSearch=int(effort))
+        if self.kind == "ivfpq":
+            base = faiss.downcast_index(self._index.base_index)
+            inner = faiss.SearchParametersIVF(sel=selector, nprobe=int(min(_NPROBE / share, base.nlist)))
+            return faiss.IndexRefineSearchParameters(k_factor=10, base_index_params=inner)
+        return faiss.SearchParameters(sel=selector) if selector is not None else None
+
+
+def _ivfpq(vectors: np.ndarray, seed: int) -> Any:
+    """IVF of about 4 sqrt(N) lists with 4-dimension sub-quantisers, re-ranked on 8-bit vectors."""
+    n, dim = vectors.shape
+    lists = int(max(1, min(4 * n**0.5, n / 39)))
+    parts = next(p for p in (dim // 4, dim // 8, dim // 2, 1) if p and dim % p == 0)
+    bits = 8 if n >= 39 * 256 else 4  # FAISS wants 39 training points a centroid
+    quantizer = faiss.IndexFlatIP(dim)
+    base = faiss.IndexIVFPQ(quantizer, dim, lists, parts, bits, faiss.METRIC_INNER_PRODUCT)
+    base.cp.seed = base.pq.cp.seed = seed + 1
+    refine = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
+    index = faiss.IndexRefine(base, refine)
+    for part in (quantizer, base, refine):
+        part.this.disown()
+    index.own_fields = index.own_refine_index = True
+    base.own_fields = True
+    sample = vectors[np.random.default_rng(seed).permutation(n)[: max(100_000, lists * 39)]]
+    index.train(sample)
+    return index
+
+
+def _background(vectors: np.ndarray, seed: int) -> tuple[float, float]:
+    """Mean and standard deviation of the cosine of two random items: what `unrelated` looks like here."""
+    if len(vectors) < 2:
+        return 0.0, 0.0
+    pairs = np.random.default_rng(seed).integers(0, len(vectors), (2, _BACKGROUND_PAIRS))
+    pairs = pairs[:, pairs[0] != pairs[1]]
+    cosines = np.einsum("nd,nd->n", vectors[pairs[0]], vectors[pairs[1]])
+    return float(cosines.mean()), float(cosines.std())

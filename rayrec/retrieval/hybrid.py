@@ -1,0 +1,67 @@
+"""Joining words and vectors: the candidate set M(q), and one score for each item of it.
+
+M(q) = all lexical matches, and all items above a dense floor (at most DENSE_CANDIDATES of them). It
+depends on nothing but the query and the index, so filters, facets and pages agree by construction.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from rayrec.config import FusionWeights
+from rayrec.retrieval.base import Candidates, top_k
+
+LEXICAL_CANDIDATES = 100_000
+DENSE_CANDIDATES = 1_000
+# Unrelated items of a catalog have a cosine of about `mean`, with deviation `std`: a match must be clear
+# of that. Half-way up to the best match left nDCG@10 on chorus_icecat unchanged and kept 500 items.
+_FLOOR_STDS = 2.0
+_FLOOR_SHARE = 0.5
+
+
+def dense_floor(best: float, background: tuple[float, float]) -> float:
+    """The least cosine that counts as a match, given the query's best one and the catalog's background."""
+    mean, std = background
+    return max(mean + _FLOOR_STDS * std, mean + _FLOOR_SHARE * (best - mean))
+
+
+def join(
+    lexical: tuple[np.ndarray, np.ndarray, bool] | None,
+    dense: tuple[np.ndarray, np.ndarray] | None,
+    cosines_of: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Candidates:
+    """M(q) of (rows, BM25, complete) and (rows, cosine) of the items above the floor.
+
+    cosines_of gives the cosines of further rows: what matched by word alone is still scored by vector.
+    """
+    words, bm25, complete = lexical or (np.empty(0, np.int64), np.empty(0, np.float32), True)
+    near, cosine = dense or (np.empty(0, np.int64), np.empty(0, np.float32))
+    rows = np.union1d(words, near)
+    lexical_of = np.zeros(len(rows), np.float32)
+    lexical_of[np.searchsorted(rows, words)] = bm25
+    dense_of = np.zeros(len(rows), np.float32)
+    in_dense = np.zeros(len(rows), bool)
+    at = np.searchsorted(rows, near)
+    dense_of[at], in_dense[at] = cosine, True
+    if cosines_of is not None and not in_dense.all():
+        dense_of[~in_dense] = cosines_of(rows[~in_dense])
+    return Candidates(rows, lexical_of, dense_of, in_dense, complete)
+
+
+def fuse(candidates: Candidates, weights: FusionWeights) -> dict[str, np.ndarray]:
+    """The parts `lexical` and `dense` of weighted reciprocal rank fusion, float64 (M,).
+
+    Their sum is in [0, 1]: 1 for an item first in both lists; one missing from a list gets nothing from it.
+    """
+    lexical = _reciprocal_ranks(candidates.lexical, candidates.lexical > 0, weights.k)
+    dense = _reciprocal_ranks(candidates.dense, candidates.in_dense, weights.k)
+    scale = weights.k + 1
+    return {"lexical": scale * (1 - weights.dense) * lexical, "dense": scale * weights.dense * dense}
+
+
+def _reciprocal_ranks(scores: np.ndarray, member: np.ndarray, k: float) -> np.ndarray:
+    """1 / (k + rank) of the members, rank 1 the highest score, ties by place; 0 for the others."""
+    out = np.zeros(len(scores))
+    order = top_k(np.where(member, scores, -np.inf), int(member.sum()))
+    out[order] = 1.0 / (k + 1 + np.arange(len(order)))
+    return out
