@@ -80,12 +80,16 @@ def read_cursor(cursor: str, index: str, request: str) -> int:
         raise InvalidRequest("invalid_cursor", "cursor: not one of ours", field="cursor") from error
     if version != index:
         raise InvalidRequest(
-            "stale_cursor", f"cursor: made on index {version}, now {index} answers", field="cursor",
+            "stale_cursor",
+            f"cursor: made on index {version}, now {index} answers",
+            field="cursor",
             hint="ask for page 1 again",
-        )  # fmt: skip
+        )
     if asked != request:
         raise InvalidRequest(
-            "invalid_cursor", "cursor: made for another request", field="cursor",
+            "invalid_cursor",
+            "cursor: made for another request",
+            field="cursor",
             hint="send the same query, filters, sort, mode and page_size as before",
-        )  # fmt: skip
+        )
     return page

@@ -39,16 +39,23 @@ class Engine:
     """One index version, answering. Thread-safe: nothing in it changes after loading but its caches."""
 
     def __init__(
-        self, shards: Shards, encoder: Encoder | None, *, index: str, weights: FusionWeights, log_offset: int = 0,
+        self,
+        shards: Shards,
+        encoder: Encoder,
+        *,
+        index: str,
+        weights: FusionWeights,
+        log_offset: int = 0,
         model: str | None = None,
-    ):  # fmt: skip
-        if encoder is not None and encoder.dim != shards.dim:
+    ):
+        if encoder.dim != shards.dim:
             raise IncompatibleArtifact(f"the encoder makes {encoder.dim} dimensions, index {index} has {shards.dim}")
         self.shards = shards
         self.encoder = encoder
         self.weights = weights
         self.versions = {"index": index, "model": model, "log_offset": log_offset}
         self.columns = shards.columns
+        self._vector = lru_cache(_CACHED_QUERIES)(self._encode)
         self._candidates = lru_cache(_CACHED_QUERIES)(self._find_candidates)
 
     @classmethod
@@ -80,10 +87,19 @@ class Engine:
     # -- search -----------------------------------------------------------------------------------
 
     def search(
-        self, query: str = "", *, filters: Mapping[str, Any] | None = None, facets: Sequence[str] = (),
-        sort: str = "relevance", page: int = 1, page_size: int = 24, k: int | None = None,
-        cursor: str | None = None, mode: str = "hybrid", explain: bool = False,
-    ) -> Answer:  # fmt: skip
+        self,
+        query: str = "",
+        *,
+        filters: Mapping[str, Any] | None = None,
+        facets: Sequence[str] = (),
+        sort: str = "relevance",
+        page: int = 1,
+        page_size: int = 24,
+        k: int | None = None,
+        cursor: str | None = None,
+        mode: str = "hybrid",
+        explain: bool = False,
+    ) -> Answer:
         """Items for a query; all items, popular first, without one.
 
         filters: AND across fields, OR within one; facets: fields to count, each as if its own filter were
@@ -97,30 +113,43 @@ class Engine:
         request = fingerprint(query, filters, sort, mode, page_size)
         if cursor is not None:
             page = read_cursor(cursor, str(self.versions["index"]), request)
-        candidates, coverage = self._candidates(query, mode) if query else (self._everything(), Coverage())
+        candidates, coverage = self._retrieve(query, mode) if query else (self._everything(), Coverage())
         mask = self.columns.mask(filters)
         inside = np.ones(len(candidates.rows), bool) if mask is None else mask[candidates.rows]
         parts = self._search_parts(candidates, mode) if query else {"popular": self._popularity(candidates)}
         scores = scoring.total(parts)
         places = np.flatnonzero(inside)
         order = places[
-            self.columns.order(candidates.rows[places], sort if query or sort != "relevance" else "popular",
-                               scores[places], self._popularity(candidates)[places])
-        ]  # fmt: skip
+            self.columns.order(
+                candidates.rows[places],
+                sort if query or sort != "relevance" else "popular",
+                scores[places],
+                self._popularity(candidates)[places],
+            )
+        ]
         first = (page - 1) * page_size
         shown = order[first : first + page_size]
         records = self.columns.records(candidates.rows[shown])
         hits = [
-            Hit(record["item_id"], float(scores[place]), record,
-                self._search_reasons(query, record, candidates, parts, place) if explain else None)
+            Hit(
+                record["item_id"],
+                float(scores[place]),
+                record,
+                self._search_reasons(query, record, candidates, parts, place) if explain else None,
+            )
             for place, record in zip(shown, records, strict=True)
-        ]  # fmt: skip
+        ]
         more = first + page_size < len(order)
         return self._answer(
-            started, hits, total=len(order), exact=candidates.exact, page=page, coverage=coverage,
+            started,
+            hits,
+            total=len(order),
+            exact=candidates.exact,
+            page=page,
+            coverage=coverage,
             facets={name: self._facet(name, filters, candidates) for name in facets},
             cursor=make_cursor(str(self.versions["index"]), request, page + 1) if more else None,
-        )  # fmt: skip
+        )
 
     def _check(self, query: str, page: int, page_size: int, mode: str) -> None:
         if mode not in MODES:
@@ -133,31 +162,28 @@ class Engine:
         if len(query) > _MAX_QUERY_CHARS:
             raise InvalidRequest("query_too_long", f"query: over {_MAX_QUERY_CHARS} characters", field="query")
 
-    def _find_candidates(self, query: str, mode: str) -> tuple[Candidates, Coverage]:
-        lexical = self.shards.match(query, hybrid.LEXICAL_CANDIDATES) if mode != "dense" else None
-        vector, why = self._encode(query) if mode != "lexical" else (None, None)
-        dense = None
-        if vector is not None:
-            rows, cosines = self.shards.nearest(vector, hybrid.DENSE_CANDIDATES)
-            floor = hybrid.dense_floor(float(cosines[0]) if len(cosines) else 0.0, self.shards.background)
-            dense = rows[cosines >= floor], cosines[cosines >= floor]
-        found = hybrid.join(
-            lexical, dense, None if vector is None else lambda rows: self.shards.vectors(rows) @ vector
-        )
-        states = {
-            "lexical": "skipped" if lexical is None else "ok",
-            "dense": "failed" if why else "skipped" if vector is None else "ok",
-        }
-        return found, Coverage(**states, degraded=why is not None, why=why)
+    def _retrieve(self, query: str, mode: str) -> tuple[Candidates, Coverage]:
+        lexical, dense = ("ok" if mode != "dense" else "skipped"), ("ok" if mode != "lexical" else "skipped")
+        if dense == "ok":
+            try:
+                self._vector(query)
+            except Exception as error:  # whatever a runtime throws, words still answer, and the answer says so
+                log.exception("encoding a query failed")
+                why = f"the encoder failed ({type(error).__name__})"
+                return self._candidates(query, "lexical"), Coverage("ok", "failed", degraded=True, why=why)
+        return self._candidates(query, mode), Coverage(lexical, dense)
 
-    def _encode(self, query: str) -> tuple[np.ndarray | None, str | None]:
-        if self.encoder is None:
-            return None, "no encoder is loaded"
-        try:
-            return self.encoder.encode([query])[0], None
-        except Exception as error:  # whatever a runtime throws, words still answer, and the answer says so
-            log.exception("encoding a query failed")
-            return None, f"the encoder failed ({type(error).__name__})"
+    def _encode(self, query: str) -> np.ndarray:
+        return self.encoder.encode([query])[0]
+
+    def _find_candidates(self, query: str, mode: str) -> Candidates:
+        lexical = self.shards.match(query, hybrid.LEXICAL_CANDIDATES) if mode != "dense" else None
+        if mode == "lexical":
+            return hybrid.join(lexical, None)
+        vector = self._vector(query)
+        rows, cosines = self.shards.nearest(vector, hybrid.DENSE_CANDIDATES)
+        above = cosines >= hybrid.dense_floor(float(cosines.max(initial=-1.0)), self.shards.background(vector))
+        return hybrid.join(lexical, (rows[above], cosines[above]), lambda more: self.shards.vectors(more) @ vector)
 
     def _everything(self) -> Candidates:
         n = self.columns.n
@@ -185,11 +211,15 @@ class Engine:
             found = [w for w in query.split() if there.intersection(self.shards.terms(w))]
             return "says " + ", ".join(f"'{word}'" for word in dict.fromkeys(found))
 
-        return reasons(parts, place, {
-            "lexical": words,
-            "dense": lambda: f"close in meaning (cosine {candidates.dense[place]:.2f})",
-            "popular": lambda: "often bought lately",
-        })  # fmt: skip
+        return reasons(
+            parts,
+            place,
+            {
+                "lexical": words,
+                "dense": lambda: f"close in meaning (cosine {candidates.dense[place]:.2f})",
+                "popular": lambda: "often bought lately",
+            },
+        )
 
     # -- items ------------------------------------------------------------------------------------
 
@@ -216,9 +246,14 @@ class Engine:
         return self._ranked(started, rows, parts, k, texts if explain else None, Coverage(dense="ok", behavior="ok"))
 
     def recommend(
-        self, *, user_id: str | None = None, recent_item_ids: Sequence[str] = (), k: int = 24,
-        filters: Mapping[str, Any] | None = None, explain: bool = False,
-    ) -> Answer:  # fmt: skip
+        self,
+        *,
+        user_id: str | None = None,
+        recent_item_ids: Sequence[str] = (),
+        k: int = 24,
+        filters: Mapping[str, Any] | None = None,
+        explain: bool = False,
+    ) -> Answer:
         """Items for a shopper, from their history and `recent_item_ids` (oldest first); else what is popular.
 
         Recent items the catalog does not know are passed over.
@@ -261,20 +296,39 @@ class Engine:
         scores = scoring.total(parts)
         best = np.lexsort((rows, -scores))[:k]
         hits = [
-            Hit(record["item_id"], float(scores[place]), record,
-                reasons(parts, place, texts(int(rows[place]))) if texts else None)
+            Hit(
+                record["item_id"],
+                float(scores[place]),
+                record,
+                reasons(parts, place, texts(int(rows[place]))) if texts else None,
+            )
             for place, record in zip(best, self.columns.records(rows[best]), strict=True)
-        ]  # fmt: skip
+        ]
         return self._answer(
             started, hits, total=len(hits), exact=True, page=1, coverage=coverage, facets={}, cursor=None
         )
 
     def _answer(
-        self, started: float, hits: list[Hit], *, total: int, exact: bool, page: int, coverage: Coverage,
-        facets: dict[str, Any], cursor: str | None,
-    ) -> Answer:  # fmt: skip
+        self,
+        started: float,
+        hits: list[Hit],
+        *,
+        total: int,
+        exact: bool,
+        page: int,
+        coverage: Coverage,
+        facets: dict[str, Any],
+        cursor: str | None,
+    ) -> Answer:
         return Answer(
-            request_id=secrets.token_hex(8), hits=hits, total=total, total_is_exact=exact, facets=facets, page=page,
-            cursor=cursor, took_ms=round((time.perf_counter() - started) * 1000, 3), coverage=coverage,
+            request_id=secrets.token_hex(8),
+            hits=hits,
+            total=total,
+            total_is_exact=exact,
+            facets=facets,
+            page=page,
+            cursor=cursor,
+            took_ms=round((time.perf_counter() - started) * 1000, 3),
+            coverage=coverage,
             versions=dict(self.versions),
-        )  # fmt: skip
+        )

@@ -28,33 +28,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from rayrec.errors import Conflict, IncompatibleArtifact, NotFound, RayrecError
+from rayrec.files import CHUNK, Files, checksum, fsync, open_filesystem
 
 log = logging.getLogger(__name__)
 
 KINDS = ("catalog", "events", "encoders", "indexes", "models")
 FORMAT = 1
 HISTORY = 20
-_CHUNK = 1 << 20
-
-
-def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow filesystem and path of a local path or URI (s3://, gs://, or any fsspec scheme)."""
-    if "://" not in uri:
-        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
-    try:
-        return pafs.FileSystem.from_uri(uri)
-    except pa.ArrowInvalid:
-        import fsspec
-
-        scheme, _, path = uri.partition("://")
-        try:
-            return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme))), path.rstrip("/")
-        except (ValueError, ImportError) as error:
-            raise NotFound(f"no filesystem for {uri!r}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -67,14 +50,8 @@ class Pointer:
     history: list[dict[str, str | None]] = field(default_factory=list)
 
 
-class Workspace:
+class Workspace(Files):
     """A directory of artifacts; see the layout in README.md."""
-
-    def __init__(self, uri: str, filesystem: pafs.FileSystem, root: str):
-        self.uri = uri
-        self.fs = filesystem
-        self.root = root
-        self.is_local = isinstance(filesystem, pafs.LocalFileSystem)
 
     @classmethod
     def open(cls, uri: str | os.PathLike[str], *, create: bool = True) -> "Workspace":
@@ -90,66 +67,11 @@ class Workspace:
             raise NotFound(f"no workspace at {uri}; make one with 'rayrec embed' or 'rayrec demo'")
         return ws
 
-    def path(self, *parts: str) -> str:
-        return "/".join((self.root, *parts))
-
-    # -- plain files ------------------------------------------------------------------------------
-
-    def exists(self, *parts: str) -> bool:
-        return self.fs.get_file_info(self.path(*parts)).type != pafs.FileType.NotFound
-
-    def list(self, *parts: str) -> list[str]:
-        """Names directly under a directory, sorted; empty if it does not exist."""
-        selector = pafs.FileSelector(self.path(*parts), allow_not_found=True)
-        return sorted(info.base_name for info in self.fs.get_file_info(selector))
-
-    def read_bytes(self, *parts: str) -> bytes:
-        try:
-            with self.fs.open_input_stream(self.path(*parts)) as stream:
-                return stream.read()
-        except FileNotFoundError as error:
-            raise NotFound(f"{'/'.join(parts)}: no such file in workspace {self.uri}") from error
-
-    def write_bytes(self, data: bytes | pa.Buffer, *parts: str) -> None:
-        """Write one file so that no reader ever sees a part of it, and a crash leaves old or new.
-
-        Locally: temporary file, fsync, rename, fsync of the directory. Object stores publish a PUT whole.
-        """
-        path = self.path(*parts)
-        if not self.is_local:
-            self.fs.create_dir(path.rpartition("/")[0], recursive=True)
-            with self.fs.open_output_stream(path) as stream:
-                stream.write(data)
-            return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = f"{path}.{secrets.token_hex(4)}.tmp"
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _fsync(os.path.dirname(path))
-
-    def write_parquet(self, table: pa.Table, *parts: str) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        self.write_bytes(sink.getvalue(), *parts)
-
-    def read_parquet(self, *parts: str, columns: list[str] | None = None) -> pa.Table:
-        """One parquet file, or all of a directory's in name order."""
-        path = self.path(*parts)
-        names = [path] if path.endswith(".parquet") else [
-            f"{path}/{name}" for name in self.list(*parts) if name.endswith(".parquet")
-        ]
-        if not names:
-            raise NotFound(f"{'/'.join(parts)}: no parquet files in workspace {self.uri}")
-        return pa.concat_tables([pq.read_table(n, columns=columns, filesystem=self.fs) for n in names])
-
     # -- versions ---------------------------------------------------------------------------------
 
     def versions(self, kind: str) -> list[str]:
         """Published versions of a kind, oldest first."""
-        return [name for name in self.list(kind) if self.exists(kind, name, "manifest.json")]
+        return [name for name in self.names(kind) if self.exists(kind, name, "manifest.json")]
 
     def latest(self, kind: str) -> str | None:
         versions = self.versions(kind)
@@ -193,7 +115,7 @@ class Workspace:
                 raise IncompatibleArtifact(
                     f"{label}: {info.size} bytes, manifest says {expected['bytes']}; truncated or replaced"
                 )
-            found = _checksum(self.fs, self.path(kind, version, name))
+            found = checksum(self.fs, self.path(kind, version, name))
             if found != expected["blake2b"]:
                 raise IncompatibleArtifact(f"{label}: content differs from its checksum; it was altered")
 
@@ -217,9 +139,9 @@ class Workspace:
             base = partial / kind / version
             for name in [*manifest["files"], "manifest.json"]:
                 (base / name).parent.mkdir(parents=True, exist_ok=True)
-                with self.fs.open_input_stream(self.path(kind, version, name)) as source:
-                    with open(base / name, "wb") as sink:
-                        shutil.copyfileobj(source, sink, _CHUNK)
+                source = self.fs.open_input_stream(self.path(kind, version, name))
+                with source, open(base / name, "wb") as sink:
+                    shutil.copyfileobj(source, sink, CHUNK)
             try:
                 partial.rename(target)
             except OSError:  # another process was faster
@@ -274,9 +196,7 @@ class Workspace:
             previous = now.history[-1]
             self.verify("indexes", str(previous["index"]))
             self._check_pair(previous["index"], previous["model"])
-            return self._move(
-                Pointer(now.generation + 1, previous["index"], previous["model"], now.history[:-1])
-            )
+            return self._move(Pointer(now.generation + 1, previous["index"], previous["model"], now.history[:-1]))
 
     def _check_pair(self, index: str | None, model: str | None) -> None:
         if model is None:
@@ -338,7 +258,7 @@ class Staged:
             target = self.ws.path(*parts)
             self.ws.fs.create_dir(target.rpartition("/")[0], recursive=True)
             with open(file, "rb") as source, self.ws.fs.open_output_stream(target) as sink:
-                shutil.copyfileobj(source, sink, _CHUNK)
+                shutil.copyfileobj(source, sink, CHUNK)
 
     def publish(self, manifest: dict[str, Any]) -> str:
         """Record sizes and checksums of all files, write the manifest, and return the version's name."""
@@ -347,14 +267,14 @@ class Staged:
         files = {
             info.path[info.path.index(self.version) + len(self.version) + 1 :]: {
                 "bytes": info.size,
-                "blake2b": _checksum(self.ws.fs, info.path),
+                "blake2b": checksum(self.ws.fs, info.path),
             }
             for info in infos
             if info.type == pafs.FileType.File and not info.path.endswith(".tmp")
         }
         if self.ws.is_local:
             for name in files:
-                _fsync(f"{base}/{name}")
+                fsync(f"{base}/{name}")
         document = {
             "format": FORMAT,
             "kind": self.kind,
@@ -367,19 +287,3 @@ class Staged:
         self.published = True
         log.info("published %s/%s (%d files)", self.kind, self.version, len(files))
         return self.version
-
-
-def _checksum(filesystem: pafs.FileSystem, path: str) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with filesystem.open_input_stream(path) as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _fsync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -55,11 +55,7 @@ def item_texts(items: pa.Table) -> list[str]:
     Brand and categories that the title says already are left out: fewer tokens, the same content.
     """
     return [
-        ". ".join(
-            part
-            for part in (title, _new_words(title, [brand]), _new_words(title, category), text)
-            if part
-        )
+        ". ".join(part for part in (title, _new_words(title, [brand]), _new_words(title, category), text) if part)
         for title, brand, category, text in zip(
             items.column("title").to_pylist(),
             items.column("brand").to_pylist(),

@@ -172,6 +172,4 @@ def _events(lines: pa.Table, price: pa.ChunkedArray) -> pa.Table:
         "price_cents": price,
         "quantity": lines.column("quantity"),
     }
-    return pa.table(
-        [columns.get(f.name, pa.nulls(n, f.type)) for f in EVENTS], schema=EVENTS
-    )
+    return pa.table([columns.get(f.name, pa.nulls(n, f.type)) for f in EVENTS], schema=EVENTS)

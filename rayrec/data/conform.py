@@ -29,9 +29,15 @@ class Quarantine:
 
     def add(self, source: str, row: int, column: str | None, found: object, expected: str, record: str) -> None:
         self.records.append(
-            {"source": source, "row": row, "column": column, "found": str(found)[:_FOUND_CHARS],
-             "expected": expected, "record": record}
-        )  # fmt: skip
+            {
+                "source": source,
+                "row": row,
+                "column": column,
+                "found": str(found)[:_FOUND_CHARS],
+                "expected": expected,
+                "record": record,
+            }
+        )
 
     def table(self) -> pa.Table:
         return pa.Table.from_pylist(self.records, schema=QUARANTINE)
@@ -143,9 +149,13 @@ def _caster(source: pa.DataType, column: pa.Field, rules: Rules) -> tuple[Callab
 
 
 def _bisect(
-    array: pa.Array, cast: Callable[[pa.Array], pa.Array], target: pa.DataType, found: dict[int, str],
-    expected: str, start: int = 0,
-) -> pa.Array:  # fmt: skip
+    array: pa.Array,
+    cast: Callable[[pa.Array], pa.Array],
+    target: pa.DataType,
+    found: dict[int, str],
+    expected: str,
+    start: int = 0,
+) -> pa.Array:
     """`cast(array)`, with each row that makes it fail set to null and noted as `found[row] = expected`."""
     try:
         return cast(array)

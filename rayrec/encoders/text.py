@@ -157,20 +157,22 @@ def pad(encodings: Sequence[Any], pad_id: int = 0) -> tuple[np.ndarray, np.ndarr
 
 
 class TorchTextEncoder:
-    """The torch runtime: bf16 on CUDA, fp32 elsewhere."""
+    """The torch runtime. precision: bf16 or fp32; `auto` is bf16 on CUDA, fp32 elsewhere."""
 
-    def __init__(self, model: TextModel, *, device: str = "auto", batch_size: int = 64):
+    def __init__(self, model: TextModel, *, device: str = "auto", precision: str = "auto", batch_size: int = 64):
         import torch
 
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        if precision == "auto":
+            precision = "bf16" if device.startswith("cuda") else "fp32"
+        dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
         self._torch = torch
         self._device = device
-        self._dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-        self._module = load_torch(model).to(device=device, dtype=self._dtype)
+        self._module = load_torch(model).to(device=device, dtype=dtype)
         self._tokenizer = load_tokenizer(model.directory, model.max_tokens)
         self._batch_size = batch_size
-        self.id = EncoderId(model.space, "torch-bf16" if self._dtype == torch.bfloat16 else "torch-fp32")
+        self.id = EncoderId(model.space, f"torch-{precision}")
         self.dim = int(self._module.backbone.config.hidden_size)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:

@@ -72,7 +72,9 @@ def _mass(history: np.ndarray, ages_days: np.ndarray) -> tuple[np.ndarray, np.nd
     return own, np.bincount(at, decay)
 
 
-def _candidates(lists: Sequence[np.ndarray], allowed: np.ndarray | None, without: np.ndarray | None = None) -> np.ndarray:
+def _candidates(
+    lists: Sequence[np.ndarray], allowed: np.ndarray | None, without: np.ndarray | None = None
+) -> np.ndarray:
     rows = np.unique(np.concatenate(lists)).astype(np.int64)
     if allowed is not None:
         rows = rows[allowed[rows]]

@@ -48,9 +48,17 @@ class BehaviorIndex:
     @classmethod
     def empty(cls, n: int) -> "BehaviorIndex":
         return cls(
-            np.zeros(n, np.float32), np.zeros(n, np.float32), sp.csr_matrix((n, n), dtype=np.float32),
-            np.empty(0, np.str_), np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), 0, 1.0, 0,
-        )  # fmt: skip
+            np.zeros(n, np.float32),
+            np.zeros(n, np.float32),
+            sp.csr_matrix((n, n), dtype=np.float32),
+            np.empty(0, np.str_),
+            np.zeros(1, np.int64),
+            np.empty(0, np.int64),
+            np.empty(0, np.int64),
+            0,
+            1.0,
+            0,
+        )
 
     @classmethod
     def build(cls, events: pa.Table, item_ids: pa.Array, half_life_days: float) -> "BehaviorIndex":
@@ -75,8 +83,16 @@ class BehaviorIndex:
         names, start, order = _histories(users, user_codes)
         return cls(
             (np.log1p(popularity) / max(np.log1p(popularity).max(), 1e-9)).astype(np.float32),
-            repeat.astype(np.float32), neighbours, names, start, rows[order], ts[order], now, half_life_days, len(rows),
-        )  # fmt: skip
+            repeat.astype(np.float32),
+            neighbours,
+            names,
+            start,
+            rows[order],
+            ts[order],
+            now,
+            half_life_days,
+            len(rows),
+        )
 
     def history(self, user_id: str) -> tuple[np.ndarray, np.ndarray]:
         """(rows, ages in days) of a user's last items, oldest first; empty for a stranger."""
@@ -89,11 +105,18 @@ class BehaviorIndex:
     def save(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         np.savez(
-            directory / "behavior.npz", popularity=self.popularity, repeat=self.repeat,
-            indptr=self.neighbours.indptr, indices=self.neighbours.indices, data=self.neighbours.data,
-            history_start=self.history_start, history_rows=self.history_rows, history_ts_us=self.history_ts_us,
-            scalars=np.array([self.now_us, self.events], np.int64), half_life_days=np.array(self.half_life_days),
-        )  # fmt: skip
+            directory / "behavior.npz",
+            popularity=self.popularity,
+            repeat=self.repeat,
+            indptr=self.neighbours.indptr,
+            indices=self.neighbours.indices,
+            data=self.neighbours.data,
+            history_start=self.history_start,
+            history_rows=self.history_rows,
+            history_ts_us=self.history_ts_us,
+            scalars=np.array([self.now_us, self.events], np.int64),
+            half_life_days=np.array(self.half_life_days),
+        )
         pq.write_table(pa.table({"user_id": pa.array(self.users.tolist(), pa.string())}), directory / "users.parquet")
 
     @classmethod
@@ -104,11 +127,17 @@ class BehaviorIndex:
                 now_us, events = z["scalars"].tolist()
                 users = pq.read_table(directory / "users.parquet").column("user_id").to_pylist()
                 return cls(
-                    z["popularity"], z["repeat"],
+                    z["popularity"],
+                    z["repeat"],
                     sp.csr_matrix((z["data"], z["indices"], z["indptr"]), shape=(n, n)),
-                    np.array(users, np.str_), z["history_start"], z["history_rows"], z["history_ts_us"],
-                    now_us, float(z["half_life_days"]), events,
-                )  # fmt: skip
+                    np.array(users, np.str_),
+                    z["history_start"],
+                    z["history_rows"],
+                    z["history_ts_us"],
+                    now_us,
+                    float(z["half_life_days"]),
+                    events,
+                )
         except (OSError, ValueError, KeyError) as error:
             raise IncompatibleArtifact(f"{directory}/behavior.npz: not readable ({error})") from error
 
@@ -125,9 +154,7 @@ def _baskets(events: pa.Table, user_codes: np.ndarray, ts: np.ndarray) -> np.nda
     return np.unique(keys, return_inverse=True)[1]
 
 
-def _repeat(
-    rows: np.ndarray, users: np.ndarray, baskets: np.ndarray, weight: np.ndarray, n: int
-) -> np.ndarray:
+def _repeat(rows: np.ndarray, users: np.ndarray, baskets: np.ndarray, weight: np.ndarray, n: int) -> np.ndarray:
     """Of an item's buyers, the share that bought it in two baskets or more; smoothed by 5 who did not."""
     bought = (weight >= EVENT_WEIGHTS["purchase"]) & (users >= 0)
     trips = np.unique(np.stack([rows[bought], users[bought], baskets[bought]]), axis=1)

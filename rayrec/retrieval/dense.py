@@ -24,7 +24,6 @@ _NPROBE = 64
 # A graph walk under a filter visits about k / selectivity vectors; below this share a scan of the
 # allowed ones is both exact and cheaper (benchmarks: bench_index, 200,000 vectors).
 _SCAN_SHARE = 0.15
-_BACKGROUND_PAIRS = 20_000
 
 
 def choose(n: int) -> str:
@@ -35,10 +34,9 @@ def choose(n: int) -> str:
 class DenseIndex:
     """One shard's vectors. Positions are 0..n-1 in the order they were given."""
 
-    def __init__(self, index: Any, kind: str, background: tuple[float, float]):
+    def __init__(self, index: Any, kind: str):
         self._index = index
         self.kind = kind
-        self.background = background
         self.n = int(index.ntotal)
         self.dim = int(index.d)
 
@@ -61,12 +59,12 @@ class DenseIndex:
             raise ValueError(f"kind must be auto, flat, hnsw or ivfpq, got {kind!r}")
         if n:
             index.add(vectors)
-        return cls(index, kind, _background(vectors, seed))
+        return cls(index, kind)
 
     def save(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         faiss.write_index(self._index, os.fspath(directory / "dense.faiss"))
-        said = {"kind": self.kind, "n": self.n, "dim": self.dim, "background": self.background}
+        said = {"kind": self.kind, "n": self.n, "dim": self.dim}
         (directory / "dense.json").write_text(json.dumps(said))
 
     @classmethod
@@ -82,7 +80,7 @@ class DenseIndex:
             raise IncompatibleArtifact(
                 f"{file}: {index.ntotal} vectors of {index.d}, dense.json says {said['n']} of {said['dim']}"
             )
-        return cls(index, said["kind"], tuple(said["background"]))
+        return cls(index, said["kind"])
 
     def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Hits:
         """Top-k positions by inner product.
@@ -170,13 +168,3 @@ def _ivfpq(vectors: np.ndarray, seed: int) -> Any:
     sample = vectors[np.random.default_rng(seed).permutation(n)[: max(100_000, lists * 39)]]
     index.train(sample)
     return index
-
-
-def _background(vectors: np.ndarray, seed: int) -> tuple[float, float]:
-    """Mean and standard deviation of the cosine of two random items: what `unrelated` looks like here."""
-    if len(vectors) < 2:
-        return 0.0, 0.0
-    pairs = np.random.default_rng(seed).integers(0, len(vectors), (2, _BACKGROUND_PAIRS))
-    pairs = pairs[:, pairs[0] != pairs[1]]
-    cosines = np.einsum("nd,nd->n", vectors[pairs[0]], vectors[pairs[1]])
-    return float(cosines.mean()), float(cosines.std())

@@ -128,16 +128,16 @@ class ItemColumns:
     def _range(self, field: str, wanted: Any, at: str) -> np.ndarray:
         if not isinstance(wanted, Mapping) or not wanted or set(wanted) - set(_BOUNDS):
             raise InvalidRequest(
-                "invalid_filter", f"{at}: expected bounds out of {', '.join(_BOUNDS)}", field=at,
+                "invalid_filter",
+                f"{at}: expected bounds out of {', '.join(_BOUNDS)}",
+                field=at,
                 hint=f'like {{"{field}": {{"gte": 1000, "lt": 5000}}}}',
-            )  # fmt: skip
+            )
         values = self.numbers(field)
         mask = values != _NULL_NUMBER
         for bound, limit in wanted.items():
             if isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit != limit:
-                raise InvalidRequest(
-                    "invalid_filter", f"{at}.{bound}: expected a number", field=f"{at}.{bound}"
-                )
+                raise InvalidRequest("invalid_filter", f"{at}.{bound}: expected a number", field=f"{at}.{bound}")
             mask &= _BOUNDS[bound](values, limit)
         return mask
 

@@ -13,14 +13,14 @@ from rayrec.retrieval.base import Candidates, top_k
 
 LEXICAL_CANDIDATES = 100_000
 DENSE_CANDIDATES = 1_000
-# Unrelated items of a catalog have a cosine of about `mean`, with deviation `std`: a match must be clear
-# of that. Half-way up to the best match left nDCG@10 on chorus_icecat unchanged and kept 500 items.
+# Items in general have a cosine of about `mean` to a query, with deviation `std`: a match must be clear of
+# that. Half-way from there up to the best match left nDCG@10 on chorus_icecat unchanged.
 _FLOOR_STDS = 2.0
 _FLOOR_SHARE = 0.5
 
 
 def dense_floor(best: float, background: tuple[float, float]) -> float:
-    """The least cosine that counts as a match, given the query's best one and the catalog's background."""
+    """The least cosine that counts as a match, given the query's best one and its cosine to items in general."""
     mean, std = background
     return max(mean + _FLOOR_STDS * std, mean + _FLOOR_SHARE * (best - mean))
 

@@ -46,9 +46,7 @@ class LexicalIndex:
         self.n = int(self._searcher.num_docs)
 
     @classmethod
-    def build(
-        cls, directory: Path, texts: Sequence[str], attributes: Sequence[str], language: str = "english"
-    ) -> None:
+    def build(cls, directory: Path, texts: Sequence[str], attributes: Sequence[str], language: str = "english") -> None:
         """Write an index of one document per position into `directory`. language: of the stemmer."""
         directory.mkdir(parents=True, exist_ok=True)
         schema = _schema()

@@ -19,6 +19,8 @@ from rayrec.retrieval.dense import DenseIndex
 from rayrec.retrieval.filters import ItemColumns
 from rayrec.retrieval.lexical import LexicalIndex
 
+_SAMPLE = 512
+
 
 def shard_name(shard: int) -> str:
     return f"shard-{shard:04d}"
@@ -52,7 +54,7 @@ class Shards:
         self.behavior = behavior
         self.count = len(dense)
         self.dim = dense[0].dim
-        self.background = dense[0].background
+        self._sample = self.vectors(np.linspace(0, columns.n - 1, min(_SAMPLE, columns.n)).astype(np.int64))
 
     @classmethod
     def load(cls, directory: Path, shards: int) -> "Shards":
@@ -97,6 +99,11 @@ class Shards:
         best = merge_top_k(parts, k)
         valid = best.rows[0] >= 0
         return best.rows[0][valid], best.scores[0][valid]
+
+    def background(self, query: np.ndarray) -> tuple[float, float]:
+        """Mean and standard deviation of a query's cosine to items in general: what `unrelated` looks like."""
+        cosines = self._sample @ query
+        return float(cosines.mean()), float(cosines.std())
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """float32 (len(rows), D)."""

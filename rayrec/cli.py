@@ -1,0 +1,268 @@
+"""The command line. Every command says what it read, what it did, and where the result is."""
+
+import json
+import logging
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rayrec.errors import RayrecError, SchemaError
+
+app = typer.Typer(
+    help="Commerce search and recommendation on Ray. Start with: rayrec demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+WorkspaceOption = Annotated[
+    str, typer.Option("--workspace", "-w", help="Directory or URI (s3://, gs://) of all artifacts.")
+]
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="YAML of this stage; see jobs/configs/.")]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Ray cluster: auto, host:port or ray://host:port. Default: one on this machine.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+FilterOption = Annotated[
+    list[str] | None,
+    typer.Option("--filter", "-f", help="field=value, repeatable: brand=HP, 'price_cents>=1000', available=true."),
+]
+CountOption = Annotated[int, typer.Option("--k", "-k", min=1, max=1000, help="How many items.")]
+ExplainOption = Annotated[bool, typer.Option(help="Say for each item why it is there.")]
+
+
+def _command(**options: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command whose expected errors are one red line and exit code 1, never a traceback."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> None:
+            logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+            try:
+                function(*args, **kwargs)
+            except RayrecError as error:
+                from rayrec.console import err
+
+                err.print(f"[bold red]error:[/bold red] {error}", markup=True, highlight=False)
+                raise typer.Exit(1) from error
+
+        app.command(**options)(run)
+        return run
+
+    return register
+
+
+def _print(values: dict[str, Any], as_json: bool) -> None:
+    from rayrec.console import show_values
+
+    if as_json:
+        typer.echo(json.dumps(values))
+    else:
+        show_values(values)
+
+
+@_command()
+def demo(
+    workspace: WorkspaceOption = "rayrec-demo",
+    items: Annotated[int, typer.Option(min=100, help="How many of the 20,770 items: the most bought ones.")] = 15_000,
+    check: Annotated[bool, typer.Option("--check", help="Answer a few requests, print one JSON line, exit.")] = False,
+) -> None:
+    """Load a grocer's catalog and year of purchases, embed and index them, and search (about 2 minutes)."""
+    from rayrec import console
+    from rayrec import demo as main_job
+    from rayrec.workspace import Workspace
+
+    with console.progress_bar("embedding") as on_progress:
+        engine, figures = main_job.run(Workspace.open(workspace), max_items=items, on_progress=on_progress)
+    if not check:
+        console.show_values(figures)
+        main_job.converse(engine)
+        return
+    faults = main_job.check(engine)
+    for fault in faults:
+        console.err.print(f"[red]{fault}[/red]")
+    typer.echo(json.dumps({**figures, "faults": len(faults)}))
+    if faults:
+        raise typer.Exit(1)
+
+
+@_command()
+def embed(
+    workspace: WorkspaceOption, config: ConfigOption = None, address: AddressOption = None, as_json: JsonOption = False
+) -> None:
+    """Load a catalog and embed what has no vector yet. Safe to stop and to repeat: finished blocks stay."""
+    from rayrec.config import EmbedConfig
+    from rayrec.console import progress_bar
+    from rayrec.pipelines.embed import embed as run
+    from rayrec.workspace import Workspace
+
+    with progress_bar("embedding", quiet=as_json) as on_progress:
+        summary = run(EmbedConfig.load(config), Workspace.open(workspace), address=address, on_progress=on_progress)
+    _print(summary.to_dict(), as_json)
+
+
+@_command()
+def index(
+    workspace: WorkspaceOption, config: ConfigOption = None, address: AddressOption = None, as_json: JsonOption = False
+) -> None:
+    """Build an index of the newest catalog and, unless the config says no, let it answer."""
+    from rayrec.config import IndexConfig
+    from rayrec.pipelines.index import index as run
+    from rayrec.workspace import Workspace
+
+    summary = run(IndexConfig.load(config), Workspace.open(workspace, create=False), address=address)
+    _print(summary.to_dict(), as_json)
+
+
+@_command()
+def search(
+    query: Annotated[str, typer.Argument(help="Words; empty lists everything, popular first.")] = "",
+    workspace: WorkspaceOption = "rayrec-demo",
+    filters: FilterOption = None,
+    facet: Annotated[list[str] | None, typer.Option(help="Field to count, repeatable: brand, category.")] = None,
+    sort: Annotated[str, typer.Option(help="relevance, price_asc, price_desc, newest or popular.")] = "relevance",
+    mode: Annotated[str, typer.Option(help="hybrid, lexical or dense.")] = "hybrid",
+    page: Annotated[int, typer.Option(min=1)] = 1,
+    k: CountOption = 10,
+    explain: ExplainOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Search the index that answers now."""
+    from rayrec.engine import Engine
+
+    answer = Engine.open(workspace).search(
+        query, filters=parse_filters(filters), facets=facet or (), sort=sort, mode=mode, page=page, k=k, explain=explain
+    )
+    _show(answer, as_json)
+
+
+@_command()
+def recommend(
+    user: Annotated[str | None, typer.Option(help="A known shopper; without one, what is popular.")] = None,
+    recent: Annotated[list[str] | None, typer.Option(help="Item just looked at, repeatable, oldest first.")] = None,
+    workspace: WorkspaceOption = "rayrec-demo",
+    filters: FilterOption = None,
+    k: CountOption = 10,
+    explain: ExplainOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Items for a shopper."""
+    from rayrec.engine import Engine
+
+    answer = Engine.open(workspace).recommend(
+        user_id=user, recent_item_ids=recent or (), filters=parse_filters(filters), k=k, explain=explain
+    )
+    _show(answer, as_json)
+
+
+@_command()
+def similar(
+    item_id: str,
+    workspace: WorkspaceOption = "rayrec-demo",
+    filters: FilterOption = None,
+    k: CountOption = 10,
+    explain: ExplainOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Items like one item."""
+    from rayrec.engine import Engine
+
+    answer = Engine.open(workspace).similar(item_id, filters=parse_filters(filters), k=k, explain=explain)
+    _show(answer, as_json)
+
+
+@_command()
+def versions(workspace: WorkspaceOption, as_json: JsonOption = False) -> None:
+    """List what is published, and which pair of index and model answers."""
+    from rayrec.workspace import KINDS, Workspace
+
+    ws = Workspace.open(workspace, create=False)
+    pointer = ws.current()
+    current = {"generation": pointer.generation, "index": pointer.index, "model": pointer.model}
+    _print({"current": current, **{kind: ws.versions(kind) for kind in KINDS}}, as_json)
+
+
+@_command()
+def promote(
+    workspace: WorkspaceOption,
+    index: Annotated[str | None, typer.Option(help="Index version that shall answer.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model version; 'none' takes it away.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a pair of index and model and let it answer."""
+    from rayrec.workspace import Workspace
+
+    if index is None and model is None:
+        raise SchemaError("name an --index, a --model, or both; 'rayrec versions' lists them")
+    pointer = Workspace.open(workspace, create=False).promote(index=index, model=model)
+    _print({"generation": pointer.generation, "index": pointer.index, "model": pointer.model}, as_json)
+
+
+@_command()
+def rollback(workspace: WorkspaceOption, as_json: JsonOption = False) -> None:
+    """Let the pair before this one answer again."""
+    from rayrec.workspace import Workspace
+
+    pointer = Workspace.open(workspace, create=False).rollback()
+    _print({"generation": pointer.generation, "index": pointer.index, "model": pointer.model}, as_json)
+
+
+@_command()
+def doctor(
+    workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Check this workspace too.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check machine, packages, ports and workspace; say what to do."""
+    from dataclasses import asdict
+
+    from rayrec.console import out
+    from rayrec.doctor import examine
+
+    checks = list(examine(workspace))
+    if as_json:
+        typer.echo(json.dumps([asdict(check) for check in checks]))
+    for check in () if as_json else checks:
+        color = {"ok": "green", "warn": "yellow", "fail": "red"}[check.state]
+        remedy = "" if check.state == "ok" else f"  -> {check.remedy}"
+        out.print(f"[{color}]{check.state:4}[/{color}] {check.name}: {check.found}{remedy}", highlight=False)
+    if any(check.state == "fail" for check in checks):
+        raise typer.Exit(1)
+
+
+def parse_filters(texts: list[str] | None) -> dict[str, Any]:
+    """['brand=HP', 'brand=Dell', 'price_cents>=1000'] -> {"brand": ["HP", "Dell"], "price_cents": {"gte": 1000}}"""
+    filters: dict[str, Any] = {}
+    for text in texts or ():
+        for sign, bound in ((">=", "gte"), ("<=", "lte"), (">", "gt"), ("<", "lt"), ("=", "")):
+            field, found, value = text.partition(sign)
+            if not found:
+                continue
+            if field == "available":
+                filters[field] = value.lower() == "true"
+            elif bound and field != "category":
+                try:
+                    filters.setdefault(field, {})[bound] = int(value)
+                except ValueError:
+                    raise SchemaError(f"--filter {text!r}: expected a whole number after {sign}") from None
+            else:
+                filters.setdefault(field, []).append(value)
+            break
+        else:
+            raise SchemaError(f"--filter {text!r}: expected field=value, like brand=HP or 'price_cents>=1000'")
+    return filters
+
+
+def _show(answer: Any, as_json: bool) -> None:
+    from rayrec.console import show_answer
+
+    if as_json:
+        typer.echo(json.dumps(answer.to_dict()))
+    else:
+        show_answer(answer)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,65 @@
+"""Vectors at rest: embeddings/<encoder_id>/*.parquet, keyed by content hash, written in whole parts.
+
+Parts are atomic and never changed, so what is present is what was finished: the embed job is
+"needed keys - present keys", and that subtraction is also its resume.
+"""
+
+import secrets
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayrec.errors import IncompatibleArtifact, NotFound
+from rayrec.schema import CONTENT_HASH, HASH_BYTES, embeddings_schema
+from rayrec.workspace import Workspace
+
+
+class EmbeddingStore:
+    """The vectors of one encoder id in one workspace."""
+
+    def __init__(self, ws: Workspace, encoder_id: str):
+        self.ws = ws
+        self.encoder_id = encoder_id
+
+    def present(self) -> pa.Array:
+        """Distinct content hashes that have a vector: binary(16) (P,)."""
+        try:
+            table = self._read([CONTENT_HASH])
+        except NotFound:
+            return pa.array([], pa.binary(HASH_BYTES))
+        return pc.unique(table.column(CONTENT_HASH))
+
+    def write(self, hashes: pa.Array, vectors: np.ndarray) -> str:
+        """Add one part; its name. hashes: binary(16) (B,); vectors: float32 (B, D)."""
+        name = f"part-{secrets.token_hex(8)}.parquet"
+        values = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
+        table = pa.table(
+            [
+                hashes,
+                pa.repeat(self.encoder_id, len(hashes)),
+                pa.FixedSizeListArray.from_arrays(values, vectors.shape[1]),
+            ],
+            schema=embeddings_schema(vectors.shape[1]),
+        )
+        self.ws.write_parquet(table, "embeddings", self.encoder_id, name)
+        return name
+
+    def lookup(self, hashes: pa.Array) -> np.ndarray:
+        """float32 (B, D) in the order of `hashes`. Raises NotFound that counts the missing ones."""
+        table = self._read([CONTENT_HASH, "vector"])
+        place = pc.index_in(hashes, value_set=table.column(CONTENT_HASH))
+        if place.null_count:
+            raise NotFound(
+                f"{place.null_count} of {len(hashes)} items have no embedding by {self.encoder_id}; run 'rayrec embed'"
+            )
+        vectors = table.column("vector").combine_chunks()
+        if isinstance(vectors, pa.ChunkedArray):
+            vectors = pa.concat_arrays(vectors.chunks)
+        return vectors.flatten().to_numpy().reshape(table.num_rows, -1)[place.to_numpy()]
+
+    def _read(self, columns: list[str]) -> pa.Table:
+        try:
+            return self.ws.read_parquet("embeddings", self.encoder_id, columns=columns)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise IncompatibleArtifact(f"embeddings/{self.encoder_id}: {error}; delete the part it names") from error

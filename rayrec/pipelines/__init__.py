@@ -1,0 +1,1 @@
+"""The batch stages on Ray: embed, index."""

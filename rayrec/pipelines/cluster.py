@@ -1,0 +1,45 @@
+"""Connecting to Ray: a cluster that is there, or one of our own on this machine."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+import ray.data  # sets up its loggers when imported, so before `_QUIET` below
+
+# Read by Ray when it starts, here or in its workers.
+_ENVIRONMENT = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # workers without a GPU may still look for one
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    # a C++ note about restartable actors on every run; what fails for good still raises here
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+_QUIET = ("ray.data", "ray._private")
+
+
+@contextlib.contextmanager
+def connected(
+    address: str | None = None, *, num_cpus: int | None = None, num_gpus: int | None = None
+) -> Iterator[None]:
+    """Be connected to Ray inside the block.
+
+    address: "auto", "ray://host:port" or "host:port"; None starts a cluster on this machine and ends it
+    after the block. A connection that was there before stays.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    limits = {} if address != "local" else {"num_cpus": num_cpus, "num_gpus": num_gpus, "include_dashboard": False}
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **limits)
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,170 @@
+"""The index job: the newest catalog, its vectors and the shoppers' events in, an index version out.
+
+Each shard is one Ray task, and behaviour is another beside them. All of them write into a version that
+does not count until its manifest is there; then it is promoted.
+"""
+
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from rayrec import encoder_exports
+from rayrec.config import IndexConfig, SourceConfig
+from rayrec.data import catalog, complete_journey, events, readers
+from rayrec.embedding_store import EmbeddingStore
+from rayrec.encoders.base import EncoderId
+from rayrec.encoders.text import TextModel
+from rayrec.errors import NotFound
+from rayrec.files import open_filesystem
+from rayrec.pipelines.cluster import connected
+from rayrec.pipelines.embed import save_quarantine
+from rayrec.retrieval.behavior import BehaviorIndex
+from rayrec.retrieval.shards import attribute_words, build_shard, shard_name, shard_rows
+from rayrec.schema import CONTENT_HASH, EVENTS, ITEMS
+from rayrec.workspace import Staged, Workspace
+
+ROWS_PER_SHARD = 500_000
+
+
+@dataclass(frozen=True)
+class IndexSummary:
+    """What was built. generation: of `current.json`, if the version was promoted."""
+
+    index: str
+    items: int
+    events: int
+    quarantined: int
+    duplicates: int
+    shards: int
+    dense: str
+    seconds: float
+    generation: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def index(config: IndexConfig, ws: Workspace, *, address: str | None = None) -> IndexSummary:
+    """Build an index of the newest catalog version and, if the config says so, promote it."""
+    started = time.perf_counter()
+    catalog_version = ws.latest("catalog")
+    if catalog_version is None:
+        raise NotFound(f"no catalog in {ws.uri} yet; run 'rayrec embed' first")
+    events_version, quarantined, duplicates = load_events(config.events, ws)
+    encoder_id = find_embeddings(config, ws)
+    export = encoder_exports.ensure(ws, config.encoder)
+    n = ws.manifest("catalog", catalog_version)["counts"]["items"]
+    shards = config.shards or -(-n // ROWS_PER_SHARD)
+    with connected(address), ws.stage("indexes") as staged:
+        shard_task = ray.remote(num_cpus=1)(_shard_task)
+        behavior_task = ray.remote(num_cpus=1)(_behavior_task)
+        tasks = [
+            shard_task.remote(ws.uri, staged.version, catalog_version, encoder_id, shard, shards, config)
+            for shard in range(shards)
+        ]
+        behavior = behavior_task.remote(ws.uri, staged.version, catalog_version, events_version, config.half_life_days)
+        items = ws.read_parquet("catalog", catalog_version).select(ITEMS.names)
+        staged.write_parquet("items.parquet", items)
+        built = ray.get(tasks)
+        counted = ray.get(behavior)
+        version = staged.publish(
+            {
+                "config": config.model_dump(mode="json"),
+                "catalog": catalog_version,
+                "events": events_version,
+                "encoder": {
+                    "space": EncoderId.parse(encoder_id).space,
+                    "id": encoder_id,
+                    "export": export,
+                    "dim": built[0]["dim"],
+                },
+                "counts": {"items": n, "events": counted},
+                "shards": shards,
+                "dense": [b["dense"] for b in built],
+                "log_offset": 0,  # of the live log that this base contains; nothing is live yet
+            }
+        )
+    pointer = ws.promote(index=version) if config.promote else None
+    return IndexSummary(
+        version,
+        n,
+        counted,
+        quarantined,
+        duplicates,
+        shards,
+        built[0]["dense"],
+        round(time.perf_counter() - started, 3),
+        pointer.generation if pointer else None,
+    )
+
+
+def load_events(source: SourceConfig | None, ws: Workspace) -> tuple[str | None, int, int]:
+    """(events version, rows set aside, repeats dropped); the newest version, or None, without a source."""
+    if source is None:
+        return ws.latest("events"), 0, 0
+    if source.format == "complete_journey":
+        table = events.dedupe(complete_journey.tables(source.max_items)[1])
+        return publish_events(table, source, ws), 0, 0
+    filesystem, path = open_filesystem(source.path)
+    table, quarantine, duplicates = events.normalise(readers.read(filesystem, path, source.format), source)
+    version = publish_events(table, source, ws)
+    save_quarantine(quarantine, ws, version)
+    return version, len(quarantine), duplicates
+
+
+def publish_events(table: pa.Table, source: SourceConfig, ws: Workspace) -> str:
+    """Make EVENTS, in time order, an events version, unless the newest one is the same."""
+    latest = ws.latest("events")
+    if latest is not None and ws.read_parquet("events", latest).equals(table):
+        return latest
+    with ws.stage("events") as staged:
+        staged.write_parquet("events.parquet", table)
+        return staged.publish({"config": source.model_dump(), "counts": {"events": table.num_rows}})
+
+
+def find_embeddings(config: IndexConfig, ws: Workspace) -> str:
+    """The encoder id of the config's space under embeddings/. Raises NotFound if nothing was embedded in it."""
+    space = TextModel.read(config.encoder.model, max_tokens=config.encoder.max_tokens).space
+    found = [name for name in ws.names("embeddings") if EncoderId.parse(name).space == space]
+    if not found:
+        raise NotFound(f"no embeddings of space {space} in {ws.uri}; run 'rayrec embed' with the same encoder")
+    return found[0]
+
+
+def _shard_task(
+    ws_uri: str, version: str, catalog_version: str, encoder_id: str, shard: int, shards: int, config: IndexConfig
+) -> dict[str, Any]:
+    ws = Workspace.open(ws_uri, create=False)
+    items = ws.read_parquet("catalog", catalog_version)
+    mine = items.take(pa.array(shard_rows(items.num_rows, shard, shards)))
+    hashes = mine.column(CONTENT_HASH).combine_chunks()
+    vectors = EmbeddingStore(ws, encoder_id).lookup(hashes)
+    with tempfile.TemporaryDirectory(prefix="rayrec-shard-") as local:
+        kind = build_shard(
+            Path(local),
+            vectors,
+            catalog.item_texts(mine),
+            attribute_words(mine.column("attributes")),
+            dense=config.dense,
+            language=config.language,
+        )
+        Staged(ws, "indexes", version).upload(Path(local), shard_name(shard))
+    return {"dense": kind, "dim": int(vectors.shape[1])}
+
+
+def _behavior_task(
+    ws_uri: str, version: str, catalog_version: str, events_version: str | None, half_life_days: float
+) -> int:
+    ws = Workspace.open(ws_uri, create=False)
+    ids = ws.read_parquet("catalog", catalog_version, columns=["item_id"]).column("item_id").combine_chunks()
+    table = EVENTS.empty_table() if events_version is None else ws.read_parquet("events", events_version)
+    behavior = BehaviorIndex.build(table, ids, half_life_days)
+    with tempfile.TemporaryDirectory(prefix="rayrec-behavior-") as local:
+        behavior.save(Path(local))
+        Staged(ws, "indexes", version).upload(Path(local), "behavior")
+    return behavior.events
