@@ -76,7 +76,7 @@ def read_cursor(cursor: str, index: str, request: str) -> int:
         version, asked, page = values["i"], values["r"], values["p"]
         if not isinstance(page, int) or page < 1:
             raise ValueError("page")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidRequest("invalid_cursor", "cursor: not one of ours", field="cursor") from error
     if version != index:
         raise InvalidRequest(

@@ -47,11 +47,14 @@ class EmbeddingStore:
 
     def lookup(self, hashes: pa.Array) -> np.ndarray:
         """float32 (B, D) in the order of `hashes`. Raises NotFound that counts the missing ones."""
-        table = self._read([CONTENT_HASH, "vector"])
-        place = pc.index_in(hashes, value_set=table.column(CONTENT_HASH))
-        if place.null_count:
+        missing = len(hashes)
+        if self.ws.names("embeddings", self.encoder_id):
+            table = self._read([CONTENT_HASH, "vector"])
+            place = pc.index_in(hashes, value_set=table.column(CONTENT_HASH))
+            missing = place.null_count
+        if missing:
             raise NotFound(
-                f"{place.null_count} of {len(hashes)} items have no embedding by {self.encoder_id}; run 'rayrec embed'"
+                f"{missing} of {len(hashes)} items have no embedding by {self.encoder_id}; run 'rayrec embed'"
             )
         vectors = table.column("vector").combine_chunks()
         if isinstance(vectors, pa.ChunkedArray):

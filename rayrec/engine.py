@@ -108,7 +108,8 @@ class Engine:
         """
         started = time.perf_counter()
         page_size = k if k is not None else page_size
-        self._check(query, page, page_size, mode)
+        self._check(query, page, mode)
+        _check_count("page_size", page_size)
         query = " ".join(query.split())
         request = fingerprint(query, filters, sort, mode, page_size)
         if cursor is not None:
@@ -116,7 +117,8 @@ class Engine:
         candidates, coverage = self._retrieve(query, mode) if query else (self._everything(), Coverage())
         mask = self.columns.mask(filters)
         inside = np.ones(len(candidates.rows), bool) if mask is None else mask[candidates.rows]
-        parts = self._search_parts(candidates, mode) if query else {"popular": self._popularity(candidates)}
+        ranked_by = "lexical" if coverage.dense == "failed" else mode
+        parts = self._search_parts(candidates, ranked_by) if query else {"popular": self._popularity(candidates)}
         scores = scoring.total(parts)
         places = np.flatnonzero(inside)
         order = places[
@@ -151,14 +153,11 @@ class Engine:
             cursor=make_cursor(str(self.versions["index"]), request, page + 1) if more else None,
         )
 
-    def _check(self, query: str, page: int, page_size: int, mode: str) -> None:
+    def _check(self, query: str, page: int, mode: str) -> None:
         if mode not in MODES:
             raise InvalidRequest("invalid_mode", f"mode: no such mode {mode!r}", field="mode", hint=", ".join(MODES))
         if page < 1:
             raise InvalidRequest("invalid_page", f"page: expected 1 or more, got {page}", field="page")
-        if not 1 <= page_size <= _MAX_PAGE_SIZE:
-            message = f"page_size: expected 1 to {_MAX_PAGE_SIZE}, got {page_size}"
-            raise InvalidRequest("invalid_page_size", message, field="page_size")
         if len(query) > _MAX_QUERY_CHARS:
             raise InvalidRequest("query_too_long", f"query: over {_MAX_QUERY_CHARS} characters", field="query")
 
@@ -206,7 +205,7 @@ class Engine:
     ) -> list[dict[str, Any]]:
         def words() -> str:
             text = " ".join(str(v) for v in (record["title"], record["brand"], record["description"]) if v)
-            text += " " + " ".join([*(record["category"] or []), *record["attributes"].values()])
+            text += " " + " ".join(v for v in [*(record["category"] or []), *record["attributes"].values()] if v)
             there = set(self.shards.terms(text))
             found = [w for w in query.split() if there.intersection(self.shards.terms(w))]
             return "says " + ", ".join(f"'{word}'" for word in dict.fromkeys(found))
@@ -232,7 +231,7 @@ class Engine:
     ) -> Answer:
         """Items like this one, in content or because they are bought together. Raises NotFound."""
         started = time.perf_counter()
-        self._check("", 1, k, "hybrid")
+        _check_count("k", k)
         row = self._row(item_id)
         rows, parts = scoring.similar(self.shards, row, policy.eligible(self.columns, self.columns.mask(filters)))
         title = self.columns.records([row])[0]["title"]
@@ -259,7 +258,7 @@ class Engine:
         Recent items the catalog does not know are passed over.
         """
         started = time.perf_counter()
-        self._check("", 1, k, "hybrid")
+        _check_count("k", k)
         behavior = self.shards.behavior
         history, ages = behavior.history(user_id) if user_id is not None else (np.empty(0, np.int64), np.empty(0))
         recent = [self.columns.row_of[i] for i in recent_item_ids if i in self.columns.row_of]
@@ -332,3 +331,9 @@ class Engine:
             coverage=coverage,
             versions=dict(self.versions),
         )
+
+
+def _check_count(field: str, wanted: int) -> None:
+    if not 1 <= wanted <= _MAX_PAGE_SIZE:
+        message = f"{field}: expected 1 to {_MAX_PAGE_SIZE}, got {wanted}"
+        raise InvalidRequest(f"invalid_{field}", message, field=field)

@@ -34,11 +34,17 @@ def normalise(raws: Iterable[RawTable], config: SourceConfig) -> tuple[pa.Table,
     tables = []
     for raw in raws:
         table, rows = conform(raw, ITEMS, config.columns, rules, quarantine)
-        tables.append(drop_repeats(table, "item_id", rows, raw.source, seen, quarantine))
+        tables.append(drop_repeats(table, "item_id", rows, raw, seen, quarantine))
     items = pa.concat_tables(tables)
     if not items.num_rows:
         first = quarantine.records[0] if quarantine.records else None
-        raise SchemaError(f"{config.path}: no usable item; first row set aside: {first}")
+        why = (
+            "it has no rows"
+            if first is None
+            else f"of {len(quarantine)} rows set aside the first is row {first['row']} of {first['source']}: "
+            f"{first['column'] or 'row'}: found {first['found']!r}, expected {first['expected']}"
+        )
+        raise SchemaError(f"{config.path}: no usable item; {why}")
     return seal(items), quarantine
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayrec.config import SourceConfig
-from rayrec.data.conform import Quarantine, Rules, conform
+from rayrec.data.conform import Quarantine, Rules, conform, record
 from rayrec.data.readers import RawTable
 from rayrec.errors import SchemaError
 from rayrec.schema import EVENT_TYPES, EVENTS, validate
@@ -30,18 +30,19 @@ def normalise(raws: Iterable[RawTable], config: SourceConfig) -> tuple[pa.Table,
     tables = []
     for raw in raws:
         table, rows = conform(raw, _LOOSE, config.columns, rules, quarantine)
-        tables.append(_named(table, rows, raw.source, quarantine))
+        tables.append(_named(table, rows, raw, quarantine))
     events = pa.concat_tables(tables)
     unique = dedupe(events)
     return unique, quarantine, events.num_rows - unique.num_rows
 
 
-def _named(table: pa.Table, rows: list[int], source: str, quarantine: Quarantine) -> pa.Table:
+def _named(table: pa.Table, rows: list[int], raw: RawTable, quarantine: Quarantine) -> pa.Table:
     """Set aside events that name neither item nor query; give the others the ids they lack."""
     subject = pc.coalesce(table.column("item_id"), table.column("query"))
     keep = pc.is_valid(subject)
     for i in np.flatnonzero(~keep.to_numpy()):
-        quarantine.add(source, rows[i], "item_id", None, "an item_id (or a query, of a search)", "")
+        expected = "an item_id (or a query, of a search)"
+        quarantine.add(raw.source, rows[i], "item_id", None, expected, record(raw, rows[i]))
     table = table.filter(keep)
     ids = table.column("event_id")
     if ids.null_count:

@@ -79,6 +79,11 @@ class OnnxTextEncoder:
         directory = Path(directory)
         try:
             said = json.loads((directory / "encoder.json").read_text())
+            self.id = EncoderId(said["space"], VARIANT)
+            self.dim = int(said["dim"])
+            if not (directory / "tokenizer.json").exists():  # or load_tokenizer would turn to transformers
+                raise FileNotFoundError("no tokenizer.json")
+            self._tokenizer = load_tokenizer(directory, said["max_tokens"])
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
@@ -88,10 +93,7 @@ class OnnxTextEncoder:
             )
         except Exception as error:  # onnxruntime raises its own undeclared kinds
             raise IncompatibleArtifact(f"{directory}: not a usable text export ({error})") from error
-        self._tokenizer = load_tokenizer(directory, said["max_tokens"])
         self._batch_size = batch_size
-        self.id = EncoderId(said["space"], VARIANT)
-        self.dim = int(said["dim"])
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         encodings = self._tokenizer.encode_batch(list(texts))

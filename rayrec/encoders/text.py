@@ -54,6 +54,7 @@ class TextModel:
             max_tokens,
             (_json(directory / "sentence_bert_config.json") or {}).get("max_seq_length"),
             config.get("max_position_embeddings"),
+            config.get("n_positions"),  # what GPT-2 and its kin call it
         ]
         cut = min(limit for limit in limits if isinstance(limit, int) and limit > 0)
         digest = hashlib.blake2b(f"{pooling}|{cut}".encode(), digest_size=5)
@@ -146,13 +147,16 @@ def load_tokenizer(directory: Path, max_tokens: int) -> Any:
 
 
 def pad(encodings: Sequence[Any], pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(input_ids, attention_mask), int64 (B, T), padded right to the longest."""
-    width = max((len(e.ids) for e in encodings), default=0)
+    """(input_ids, attention_mask), int64 (B, T), padded right to the longest.
+
+    A text without tokens (a decoder's tokenizer makes none of "") is one pad token: a model needs something to read.
+    """
+    width = max((len(e.ids) or 1 for e in encodings), default=0)
     ids = np.full((len(encodings), width), pad_id, np.int64)
     mask = np.zeros((len(encodings), width), np.int64)
     for row, encoding in enumerate(encodings):
         ids[row, : len(encoding.ids)] = encoding.ids
-        mask[row, : len(encoding.ids)] = 1
+        mask[row, : len(encoding.ids) or 1] = 1
     return ids, mask
 
 

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 import ray
 import ray.data  # sets up its loggers when imported, so before `_QUIET` below
+from ray.exceptions import RayError
+
+from rayrec.errors import RayrecError
 
 # Read by Ray when it starts, here or in its workers.
 _ENVIRONMENT = {
@@ -30,7 +33,8 @@ def connected(
     after the block. A connection that was there before stays.
     """
     if ray.is_initialized():
-        yield
+        with _own_errors():
+            yield
         return
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -40,6 +44,21 @@ def connected(
     limits = {} if address != "local" else {"num_cpus": num_cpus, "num_gpus": num_gpus, "include_dashboard": False}
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **limits)
     try:
-        yield
+        with _own_errors():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_errors() -> Iterator[None]:
+    """An error of ours that Ray wrapped in a task's or a data set's, as itself."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and (isinstance(cause, RayError) or not isinstance(cause, RayrecError)):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if cause is None or cause is error:
+            raise
+        raise cause from error

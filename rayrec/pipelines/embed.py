@@ -183,7 +183,7 @@ def pending(ws: Workspace, version: str, store: EmbeddingStore) -> tuple[list[st
     todo = distinct.filter(missing)
     texts = catalog.item_texts(todo)
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    return [texts[i] for i in order], todo.column(CONTENT_HASH).take(order).combine_chunks(), distinct.num_rows
+    return [texts[i] for i in order], todo.column(CONTENT_HASH).take(pa.array(order, pa.int64())).combine_chunks(), distinct.num_rows
 
 
 def run_blocks(
@@ -199,7 +199,7 @@ def run_blocks(
     context.enable_progress_bars = False
     dataset = ray.data.from_arrow(blocks).map_batches(
         EmbedWorker,
-        batch_size=None,
+        batch_size=config.block_rows,
         batch_format="pyarrow",
         fn_constructor_kwargs=worker,
         # a block takes seconds, so one waiting block per actor hides the hand-over and leaves no queue behind

@@ -3,6 +3,7 @@
 Everything is weighted by the kind of event and fades with age: an event `half_life_days` old counts half.
 """
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,7 +123,7 @@ class BehaviorIndex:
     @classmethod
     def load(cls, directory: Path) -> "BehaviorIndex":
         try:
-            with np.load(directory / "behavior.npz", allow_pickle=False) as z:
+            with open(directory / "behavior.npz", "rb") as stream, np.load(stream, allow_pickle=False) as z:
                 n = len(z["popularity"])
                 now_us, events = z["scalars"].tolist()
                 users = pq.read_table(directory / "users.parquet").column("user_id").to_pylist()
@@ -138,7 +139,7 @@ class BehaviorIndex:
                     float(z["half_life_days"]),
                     events,
                 )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise IncompatibleArtifact(f"{directory}/behavior.npz: not readable ({error})") from error
 
 

@@ -24,6 +24,7 @@ _NPROBE = 64
 # A graph walk under a filter visits about k / selectivity vectors; below this share a scan of the
 # allowed ones is both exact and cheaper (benchmarks: bench_index, 200,000 vectors).
 _SCAN_SHARE = 0.15
+_IVFPQ_MIN = 39 * 16  # training points FAISS wants for the fewest centroids we ask for
 
 
 def choose(n: int) -> str:
@@ -42,10 +43,15 @@ class DenseIndex:
 
     @classmethod
     def build(cls, vectors: np.ndarray, kind: str = "auto", *, seed: int = 0, threads: int = 1) -> "DenseIndex":
-        """vectors: float32 (N, D), L2-normalised. kind: auto, flat, hnsw or ivfpq."""
+        """vectors: float32 (N, D), L2-normalised. kind: auto, flat, hnsw or ivfpq.
+
+        Too few vectors to train IVF-PQ on become flat.
+        """
         vectors = np.ascontiguousarray(vectors, np.float32)
         n, dim = vectors.shape
         kind = choose(n) if kind == "auto" else kind
+        if kind == "ivfpq" and n < _IVFPQ_MIN:
+            kind = "flat"
         faiss.omp_set_num_threads(threads)
         if kind == "flat":
             index = faiss.IndexFlatIP(dim)
@@ -76,9 +82,9 @@ class DenseIndex:
             index = faiss.read_index(os.fspath(file))
         except (RuntimeError, OSError, ValueError) as error:
             raise IncompatibleArtifact(f"{file}: not a readable FAISS index ({error})") from error
-        if (index.ntotal, index.d) != (said["n"], said["dim"]):
+        if (index.ntotal, index.d) != (said.get("n"), said.get("dim")):
             raise IncompatibleArtifact(
-                f"{file}: {index.ntotal} vectors of {index.d}, dense.json says {said['n']} of {said['dim']}"
+                f"{file}: {index.ntotal} vectors of {index.d}, dense.json says {said.get('n')} of {said.get('dim')}"
             )
         return cls(index, said["kind"])
 
@@ -98,8 +104,12 @@ class DenseIndex:
         k_found = min(k, self.n)
         if k_found == 0:
             return Hits(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32))
-        scores, rows = self._index.search(queries, k_found, params=self._parameters(k_found, allowed, positions))
-        order = np.lexsort((rows, -scores), axis=1)
+        if self.kind == "flat":
+            scores, rows = self._exhaustive(queries, k_found)
+        else:
+            parameters = self._parameters(k_found, allowed, positions)
+            scores, rows = self._index.search(queries, k_found, params=parameters)
+        order = np.lexsort((rows, -scores), axis=1)[:, :k_found]
         rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
         pad = ((0, 0), (0, k - k_found))
         return Hits(np.pad(rows, pad, constant_values=-1), np.pad(scores, pad, constant_values=-np.inf))
@@ -124,6 +134,15 @@ class DenseIndex:
         flat = self._index if self.kind == "flat" else faiss.downcast_index(self._index.storage)
         return faiss.rev_swig_ptr(flat.get_xb(), self.n * self.dim).reshape(self.n, self.dim)
 
+    def _exhaustive(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """(scores, rows) of the k best or more: of equal scores at the cut FAISS keeps any, so none is cut off."""
+        width = min(k + 1, self.n)
+        scores, rows = self._index.search(queries, width)
+        while width < self.n and (scores[:, k - 1] == scores[:, -1]).any():
+            width = min(4 * width, self.n)
+            scores, rows = self._index.search(queries, width)
+        return scores, rows
+
     def _scan(self, queries: np.ndarray, k: int, positions: np.ndarray) -> Hits:
         rows = np.full((len(queries), k), -1, np.int64)
         scores = np.full((len(queries), k), -np.inf, np.float32)
@@ -143,11 +162,9 @@ class DenseIndex:
         if self.kind == "hnsw":
             effort = min(max(_EF_SEARCH, 2 * k) / share, self.n)
             return faiss.SearchParametersHNSW(sel=selector, efSearch=int(effort))
-        if self.kind == "ivfpq":
-            base = faiss.downcast_index(self._index.base_index)
-            inner = faiss.SearchParametersIVF(sel=selector, nprobe=int(min(_NPROBE / share, base.nlist)))
-            return faiss.IndexRefineSearchParameters(k_factor=10, base_index_params=inner)
-        return faiss.SearchParameters(sel=selector) if selector is not None else None
+        base = faiss.downcast_index(self._index.base_index)
+        inner = faiss.SearchParametersIVF(sel=selector, nprobe=int(min(_NPROBE / share, base.nlist)))
+        return faiss.IndexRefineSearchParameters(k_factor=10, base_index_params=inner)
 
 
 def _ivfpq(vectors: np.ndarray, seed: int) -> Any:

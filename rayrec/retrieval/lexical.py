@@ -65,6 +65,8 @@ class LexicalIndex:
     def load(cls, directory: Path, language: str = "english") -> "LexicalIndex":
         """Raises IncompatibleArtifact if `directory` holds no index of ours."""
         try:
+            if not tantivy.Index.exists(str(directory)):  # opening would make an empty one here
+                raise ValueError("no index there")
             return cls(tantivy.Index(_schema(), path=str(directory), reuse=True), language)
         except (ValueError, OSError) as error:
             raise IncompatibleArtifact(f"{directory}: not a readable tantivy index ({error})") from error

@@ -1,0 +1,160 @@
+"""Stand-ins that cost nothing: an encoder of hashed words, a small shop, its shoppers, and an engine around them."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayrec.config import FusionWeights
+from rayrec.data import catalog
+from rayrec.encoders.base import EncoderId
+from rayrec.engine import Engine
+from rayrec.retrieval.behavior import BehaviorIndex
+from rayrec.retrieval.shards import Shards, attribute_words, build_shard, shard_name, shard_rows
+from rayrec.schema import EVENTS, ITEMS
+
+DAY_US = 86_400_000_000
+NOW_US = 1_700_000_000_000_000
+
+BRANDS = ["Acme", "Borealis", "Cobalt", "Dahlia"]
+COLORS = ["red", "green", "blue"]
+CATEGORIES = [
+    ["Grocery", "Snacks", "Chips"],
+    ["Grocery", "Snacks", "Nuts"],
+    ["Grocery", "Frozen"],
+    ["Electronics", "Cables"],
+    ["Electronics", "Audio", "Headphones"],
+]
+NOUNS = {
+    "Chips": ["salted chips", "paprika crisps"],
+    "Nuts": ["roasted nuts", "cashew mix"],
+    "Frozen": ["frozen pizza", "frozen berries"],
+    "Cables": ["usb cable", "hdmi cable"],
+    "Headphones": ["wireless headphones", "studio headphones"],
+}
+ADJECTIVES = ["small", "large", "organic", "classic", "compact"]
+
+
+class FakeEncoder:
+    """A bag of words: each word has a fixed random direction, a text is the unit sum of its words'."""
+
+    def __init__(self, dim: int = 48):
+        self.id = EncoderId("fake", "numpy")
+        self.dim = dim
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        vectors = np.array([self._sum(text) for text in texts], np.float32).reshape(len(texts), self.dim)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+    def _sum(self, text: str) -> np.ndarray:
+        words = text.lower().replace(".", " ").split()
+        return np.sum([_direction(word, self.dim) for word in words] or [np.zeros(self.dim)], axis=0)
+
+
+def _direction(word: str, dim: int) -> np.ndarray:
+    seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+    return np.random.default_rng(seed).normal(size=dim)
+
+
+class BrokenEncoder(FakeEncoder):
+    """Fails while `broken`."""
+
+    broken = True
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        if self.broken:
+            raise RuntimeError("out of memory")
+        return super().encode(texts)
+
+
+def make_items(records: Iterable[dict[str, Any]]) -> pa.Table:
+    """CATALOG of records that name only what matters to a test; item_id and title default to each other."""
+    rows = [{"title": r.get("item_id"), "item_id": r.get("title"), **r} for r in records]
+    return catalog.seal(pa.Table.from_pylist(rows, schema=ITEMS))
+
+
+def make_catalog(n: int = 240, seed: int = 0) -> pa.Table:
+    """CATALOG of a small shop; a few items lack brand, category, price, attributes, availability or date."""
+    rng = np.random.default_rng(seed)
+
+    def maybe(value: Any, share: float = 0.1) -> Any:
+        return None if rng.random() < share else value
+
+    records = []
+    for i in range(n):
+        category = CATEGORIES[rng.integers(len(CATEGORIES))]
+        brand = BRANDS[rng.integers(len(BRANDS))]
+        color = COLORS[rng.integers(len(COLORS))]
+        depth = int(rng.integers(2, len(category) + 1))
+        records.append(
+            {
+                "item_id": f"i{i:04d}",
+                "title": " ".join([brand, rng.choice(ADJECTIVES), rng.choice(NOUNS[category[-1]])]),
+                "description": maybe(f"A {rng.choice(ADJECTIVES)} choice", 0.5),
+                "brand": maybe(brand),
+                "category": maybe(category[:depth]),
+                "price_cents": maybe(int(rng.integers(1, 40)) * 50),
+                "attributes": maybe([("color", color), ("size", str(rng.integers(1, 4)))]),
+                "available": maybe(bool(rng.random() < 0.85)),
+                "updated_us": maybe(NOW_US - int(rng.integers(0, 30)) * DAY_US),
+            }
+        )
+    return make_items(records)
+
+
+def make_events(records: Iterable[dict[str, Any]]) -> pa.Table:
+    """EVENTS of records that name only what matters; by default purchases at NOW_US, in the order given."""
+    rows = [
+        {"event_id": f"e{i:06d}", "type": "purchase", "ts_us": NOW_US, **record} for i, record in enumerate(records)
+    ]
+    return pa.Table.from_pylist(rows, schema=EVENTS)
+
+
+def make_shoppers(items: pa.Table, seed: int = 0, baskets: int = 400) -> tuple[pa.Table, dict[str, str]]:
+    """(EVENTS, companions): baskets of popular items, into which each key of companions brings its value.
+
+    Companions are available, both ways, and of the less popular half.
+    """
+    rng = np.random.default_rng(seed)
+    ids = [i for i, there in zip(*(items.column(c).to_pylist() for c in ("item_id", "available")), strict=True) if there]
+    rng.shuffle(ids)
+    half = len(ids) // 2
+    chance = 1.0 / np.arange(1, half + 1)
+    pairs = list(zip(ids[half : half + 20 : 2], ids[half + 1 : half + 20 : 2], strict=True))
+    records = []
+    for basket in range(baskets):
+        bought = list(rng.choice(ids[:half], 3, replace=False, p=chance / chance.sum()))
+        if rng.random() < 0.5:
+            bought += pairs[rng.integers(len(pairs))]
+        user, ts_us = f"u{rng.integers(60):02d}", NOW_US - (baskets - basket) * DAY_US // 8
+        records += [{"user_id": user, "session_id": f"s{basket}", "item_id": i, "ts_us": ts_us} for i in bought]
+    both = [*pairs, *((b, a) for a, b in pairs)]
+    return make_events(records), dict(both)
+
+
+def build_engine(
+    directory: Path, items: pa.Table, events: pa.Table | None = None, *, shards: int = 1, dense: str = "flat", **engine: Any
+) -> Engine:
+    """An engine on an index version written to `directory`, as the index job writes one, but in this process."""
+    encoder = engine.pop("encoder", None) or FakeEncoder()
+    texts = catalog.item_texts(items)
+    vectors = FakeEncoder(encoder.dim).encode(texts)
+    words = attribute_words(items.column("attributes"))
+    for shard in range(shards):
+        mine = shard_rows(items.num_rows, shard, shards)
+        build_shard(
+            directory / shard_name(shard),
+            vectors[mine],
+            [texts[i] for i in mine],
+            [words[i] for i in mine],
+            dense=dense,
+            language="english",
+        )
+    ids = items.column("item_id").combine_chunks()
+    BehaviorIndex.build(events if events is not None else EVENTS.empty_table(), ids, 90.0).save(directory / "behavior")
+    pq.write_table(items.select(ITEMS.names), directory / "items.parquet")
+    return Engine(Shards.load(directory, shards), encoder, index="v1", **{"weights": FusionWeights(), **engine})

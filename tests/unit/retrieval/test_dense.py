@@ -1,0 +1,174 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rayrec.errors import IncompatibleArtifact
+from rayrec.retrieval.dense import DenseIndex
+
+KINDS = ["flat", "hnsw", "ivfpq"]
+DIM = 32
+
+
+def _unit(vectors):
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _clustered(seed, n):
+    """Points around 40 fixed centres."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).normal(size=(40, DIM))
+    return _unit(centres[rng.integers(40, size=n)] + 0.5 * rng.normal(size=(n, DIM)))
+
+
+def _brute(vectors, queries, k, allowed=None):
+    scores = queries @ vectors.T
+    if allowed is not None:
+        scores = np.where(allowed, scores, -np.inf)
+    rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.where(np.isfinite(np.take_along_axis(scores, rows, 1)), rows, -1)
+
+
+def _recall(found, expected):
+    return np.mean([len(set(f) & set(e)) / len(e) for f, e in zip(found.tolist(), expected.tolist(), strict=True)])
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    return _clustered(1, 3000)
+
+
+@pytest.fixture(scope="module")
+def queries():
+    return _clustered(2, 40)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def index(request, vectors):
+    return DenseIndex.build(vectors, request.param)
+
+
+# Small whole numbers: products are exact in any order of summing, and ties are everywhere.
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**16), n=st.integers(1, 400), k=st.integers(1, 400), share=st.sampled_from([None, 0.1, 0.9]))
+def test_flat_equals_brute_force_with_ties_by_position(seed, n, k, share):
+    rng = np.random.default_rng(seed)
+    vectors = rng.integers(-1, 2, (n, 4)).astype(np.float32)
+    queries = rng.integers(-1, 2, (3, 4)).astype(np.float32)
+    allowed = None if share is None else rng.random(n) < share
+    hits = DenseIndex.build(vectors, "flat").search(queries, k, allowed)
+    expected = _brute(vectors, queries, k, allowed)
+    assert hits.rows.shape == hits.scores.shape == (3, k)
+    assert hits.rows[:, : expected.shape[1]].tolist() == expected.tolist()
+    assert (hits.rows[:, expected.shape[1] :] == -1).all()
+    for row, row_scores, query in zip(hits.rows, hits.scores, queries, strict=True):
+        assert row_scores[row >= 0].tolist() == (vectors[row[row >= 0]] @ query).tolist()
+        assert np.isneginf(row_scores[row < 0]).all()
+
+
+def test_recall_at_10_is_at_least_nine_tenths(index, vectors, queries):
+    hits = index.search(queries, 10)
+    assert _recall(hits.rows, _brute(vectors, queries, 10)) >= 0.9
+    assert (np.diff(hits.scores, axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
+def test_filtered_search_returns_only_allowed_rows_and_finds_the_best(index, vectors, queries, share):
+    allowed = np.random.default_rng(3).random(len(vectors)) < share
+    rows = index.search(queries, 10, allowed).rows
+    assert allowed[rows].all()
+    assert _recall(rows, _brute(vectors, queries, 10, allowed)) >= 0.9
+
+
+def test_a_narrow_filter_is_exact(index, vectors, queries):
+    allowed = np.random.default_rng(4).random(len(vectors)) < 0.05
+    kept = index.vectors(np.arange(len(vectors)))  # ivfpq: its 8-bit copies
+    assert index.search(queries, 10, allowed).rows.tolist() == _brute(kept, queries, 10, allowed).tolist()
+
+
+def test_fewer_allowed_than_k_pads_with_minus_one(index, queries):
+    allowed = np.zeros(index.n, bool)
+    allowed[[7, 2900]] = True
+    hits = index.search(queries[:1], 4, allowed)
+    assert sorted(hits.rows[0, :2]) == [7, 2900]
+    assert hits.rows[0, 2:].tolist() == [-1, -1]
+    assert np.isneginf(hits.scores[0, 2:]).all()
+
+
+def test_k_over_n_returns_every_row_once_and_pads(queries):
+    index = DenseIndex.build(_clustered(5, 3), "flat")
+    rows = index.search(queries[:2], 5).rows
+    assert np.sort(rows, axis=1).tolist() == [[-1, -1, 0, 1, 2]] * 2
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tiny_or_empty_index_answers(kind, n, queries):
+    index = DenseIndex.build(_clustered(6, n), kind)
+    assert sorted(index.search(queries[:1], 6).rows[0]) == [-1] * (6 - n) + list(range(n))
+    assert (index.search(queries[:1], 6, np.zeros(n, bool)).rows == -1).all()
+    assert index.vectors(np.empty(0, np.int64)).shape == (0, DIM)
+
+
+def test_a_filter_that_allows_nothing_finds_nothing(index, queries):
+    assert (index.search(queries, 10, np.zeros(index.n, bool)).rows == -1).all()
+
+
+def test_saved_and_loaded_answers_the_same(index, queries, tmp_path):
+    index.save(tmp_path)
+    loaded = DenseIndex.load(tmp_path)
+    assert (loaded.kind, loaded.n, loaded.dim) == (index.kind, 3000, DIM)
+    before, after = index.search(queries, 10), loaded.search(queries, 10)
+    assert before.rows.tolist() == after.rows.tolist()
+    assert before.scores.tolist() == after.scores.tolist()
+
+
+def test_vectors_are_those_put_in(index, vectors):
+    positions = np.array([5, 0, 2999])
+    cosine = (index.vectors(positions) * vectors[positions]).sum(1) / np.linalg.norm(index.vectors(positions), axis=1)
+    assert cosine.min() > (0.99 if index.kind == "ivfpq" else 1 - 1e-6)
+    np.testing.assert_allclose(index.scores(vectors[5], positions), index.vectors(positions) @ vectors[5])
+
+
+def test_building_twice_gives_the_same_answers(vectors, queries):
+    first, second = (DenseIndex.build(vectors, "ivfpq", seed=3).search(queries, 10) for _ in range(2))
+    assert first.rows.tolist() == second.rows.tolist()
+
+
+def test_auto_is_flat_for_a_small_catalog(vectors):
+    assert DenseIndex.build(vectors).kind == "flat"
+
+
+def test_an_unknown_kind_is_refused(vectors):
+    with pytest.raises(ValueError, match="'annoy'"):
+        DenseIndex.build(vectors, "annoy")
+
+
+@pytest.mark.parametrize("shape", [(1, DIM + 1), (DIM,)])
+def test_a_query_of_the_wrong_shape_is_refused(index, shape):
+    with pytest.raises(IncompatibleArtifact, match="32"):
+        index.search(np.zeros(shape, np.float32), 3)
+
+
+@pytest.mark.parametrize("keep", [0, 100, -1])
+def test_a_truncated_file_is_refused_by_name(index, tmp_path, keep):
+    index.save(tmp_path)
+    file = tmp_path / "dense.faiss"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(IncompatibleArtifact, match=r"dense\.faiss"):
+        DenseIndex.load(tmp_path)
+
+
+@pytest.mark.parametrize("said", [{"kind": "flat", "n": 2, "dim": DIM}, {"kind": "flat", "n": 3, "dim": 8}, {}])
+def test_wrong_counts_are_refused_by_name(tmp_path, said):
+    DenseIndex.build(_clustered(7, 3), "flat").save(tmp_path)
+    (tmp_path / "dense.json").write_text(json.dumps(said))
+    with pytest.raises(IncompatibleArtifact, match=r"dense\.faiss"):
+        DenseIndex.load(tmp_path)
+
+
+def test_a_missing_index_is_refused_by_name(tmp_path):
+    with pytest.raises(IncompatibleArtifact, match=r"dense\.faiss"):
+        DenseIndex.load(tmp_path)
