@@ -175,6 +175,28 @@ def similar(
 
 
 @_command()
+def evaluate(
+    workspace: WorkspaceOption,
+    judgements: Annotated[str, typer.Option(help="Rated queries: CSV, JSONL or Parquet of query, docid, rating.")],
+    fit: Annotated[bool, typer.Option("--fit", help="Save fitted fusion weights; promote them if better.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """nDCG@10 of words, vectors and both on rated queries."""
+    from rayrec.engine import Engine
+    from rayrec.files import open_filesystem
+    from rayrec.pipelines.evaluate import publish_weights, read_judgements, relevance
+    from rayrec.workspace import Workspace
+
+    ws = Workspace.open(workspace, create=False)
+    engine = Engine.open(ws)
+    result = relevance(engine, read_judgements(*open_filesystem(judgements)))
+    values = result.to_dict()
+    if fit:
+        values["model"], values["promoted"] = publish_weights(ws, engine, result)
+    _print(values, as_json)
+
+
+@_command()
 def versions(workspace: WorkspaceOption, as_json: JsonOption = False) -> None:
     """List what is published, and which pair of index and model answers."""
     from rayrec.workspace import KINDS, Workspace

@@ -24,11 +24,16 @@ class Config(BaseModel):
         values: Any = {}
         if path is not None:
             try:
-                values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+                values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
             except FileNotFoundError as error:
                 raise NotFound(f"config file {path} does not exist") from error
             except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise SchemaError(f"config file {path} is not YAML: {error}") from error
+                reason = " ".join(str(error).split())
+                raise SchemaError(f"config file {path} is not YAML: {reason}") from error
+            except OSError as error:
+                raise SchemaError(f"config file {path} cannot be read: {error.strerror}") from error
+            if values is None:  # an empty file
+                values = {}
             if not isinstance(values, dict):
                 raise SchemaError(f"config file {path}: expected a mapping, got {type(values).__name__}")
         try:

@@ -114,7 +114,7 @@ class Engine:
         request = fingerprint(query, filters, sort, mode, page_size)
         if cursor is not None:
             page = read_cursor(cursor, str(self.versions["index"]), request)
-        candidates, coverage = self._retrieve(query, mode) if query else (self._everything(), Coverage())
+        candidates, coverage = self.retrieve(query, mode) if query else (self._everything(), Coverage())
         mask = self.columns.mask(filters)
         inside = np.ones(len(candidates.rows), bool) if mask is None else mask[candidates.rows]
         ranked_by = "lexical" if coverage.dense == "failed" else mode
@@ -161,7 +161,8 @@ class Engine:
         if len(query) > _MAX_QUERY_CHARS:
             raise InvalidRequest("query_too_long", f"query: over {_MAX_QUERY_CHARS} characters", field="query")
 
-    def _retrieve(self, query: str, mode: str) -> tuple[Candidates, Coverage]:
+    def retrieve(self, query: str, mode: str = "hybrid") -> tuple[Candidates, Coverage]:
+        """M(query), before filters and order, and which parts took part."""
         lexical, dense = ("ok" if mode != "dense" else "skipped"), ("ok" if mode != "lexical" else "skipped")
         if dense == "ok":
             try:

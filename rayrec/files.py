@@ -1,5 +1,6 @@
 """Files of a workspace on any pyarrow filesystem: whole reads, and writes that nobody sees half of."""
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -69,11 +70,16 @@ class Files:
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)
         temporary = f"{path}.{secrets.token_hex(4)}.tmp"
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
         fsync(os.path.dirname(path))
 
     def write_parquet(self, table: pa.Table, *parts: str) -> None:

@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ class Workspace(Files):
             raise NotFound(f"{kind}/{version} is not a published version; the latest are: {known}") from None
         except ValueError as error:
             raise IncompatibleArtifact(f"{name}: not JSON ({error}); publish the version again") from error
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+            raise IncompatibleArtifact(f"{name}: not a manifest; publish the version again")
         if manifest.get("format") != FORMAT:
             raise IncompatibleArtifact(f"{name}: format {manifest.get('format')}, this rayrec reads {FORMAT}")
         return manifest
@@ -95,7 +98,9 @@ class Workspace(Files):
         """Start a version, named by the time (UTC) or by `name`. It does not count until `Staged.publish`."""
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
-        name = name or time.strftime("%Y%m%d-%H%M%S", time.gmtime(now_s))
+        if name is None:  # to the microsecond: names sort by age, within a second too
+            now = datetime.fromtimestamp(time.time() if now_s is None else now_s, timezone.utc)
+            name = now.strftime("%Y%m%d-%H%M%S-%f")
         return Staged(self, kind, f"{name}-{secrets.token_hex(3)}")
 
     def verify(self, kind: str, version: str) -> dict[str, Any]:
@@ -132,22 +137,32 @@ class Workspace(Files):
         cache = Path(os.environ.get("RAYREC_CACHE", "~/.cache/rayrec")).expanduser()
         target = cache / f"{kind}-{version}-{key}"
         local = Workspace(str(target), pafs.LocalFileSystem(), str(target))
-        if not target.exists():
-            manifest = self.manifest(kind, version)
-            cache.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(dir=cache, prefix="download-"))
-            base = partial / kind / version
-            for name in [*manifest["files"], "manifest.json"]:
-                (base / name).parent.mkdir(parents=True, exist_ok=True)
-                source = self.fs.open_input_stream(self.path(kind, version, name))
-                with source, open(base / name, "wb") as sink:
-                    shutil.copyfileobj(source, sink, CHUNK)
+        if target.exists():
             try:
-                partial.rename(target)
-            except OSError:  # another process was faster
-                shutil.rmtree(partial, ignore_errors=True)
-        local.verify(kind, version)
+                local.verify(kind, version)
+                return Path(local.path(kind, version))
+            except (IncompatibleArtifact, NotFound) as error:
+                log.warning("cached copy %s: %s; downloading it again", target, error)
+                shutil.rmtree(target, ignore_errors=True)
+        self._download(kind, version, target)
         return Path(local.path(kind, version))
+
+    def _download(self, kind: str, version: str, target: Path) -> None:
+        """Fill the directory `target` with a version, in one step and only if what came is intact."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix="download-", ignore_cleanup_errors=True) as partial:
+            for name in [*self.manifest(kind, version)["files"], "manifest.json"]:
+                file = Path(partial, kind, version, name)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    source = self.fs.open_input_stream(self.path(kind, version, name))
+                except FileNotFoundError:
+                    continue  # `verify` names it
+                with source, open(file, "wb") as sink:
+                    shutil.copyfileobj(source, sink, CHUNK)
+            Workspace(partial, pafs.LocalFileSystem(), partial).verify(kind, version)
+            with contextlib.suppress(OSError):  # another process was faster
+                os.rename(partial, target)
 
     # -- the pointer ------------------------------------------------------------------------------
 
@@ -155,9 +170,14 @@ class Workspace(Files):
         if not self.exists("current.json"):
             return Pointer()
         try:
-            return Pointer(**json.loads(self.read_bytes("current.json")))
+            pointer = Pointer(**json.loads(self.read_bytes("current.json")))
+            if not isinstance(pointer.generation, int) or not isinstance(pointer.history, list):
+                raise TypeError("generation or history has another type")
         except (ValueError, TypeError) as error:
-            raise IncompatibleArtifact(f"current.json is damaged ({error}); promote a version again") from error
+            raise IncompatibleArtifact(
+                f"current.json is damaged ({error}); remove it, then promote a version again"
+            ) from error
+        return pointer
 
     def promote(
         self, *, index: str | None = None, model: str | None = None, expect_generation: int | None = None
@@ -195,6 +215,8 @@ class Workspace(Files):
                 raise NotFound("nothing to roll back to: no earlier pair has answered in this workspace")
             previous = now.history[-1]
             self.verify("indexes", str(previous["index"]))
+            if previous["model"] is not None:
+                self.verify("models", previous["model"])
             self._check_pair(previous["index"], previous["model"])
             return self._move(Pointer(now.generation + 1, previous["index"], previous["model"], now.history[:-1]))
 

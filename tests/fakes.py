@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from rayrec.config import FusionWeights
 from rayrec.data import catalog
-from rayrec.encoders.base import EncoderId
+from rayrec.encoders.base import Encoder, EncoderId
 from rayrec.engine import Engine
 from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.retrieval.shards import Shards, attribute_words, build_shard, shard_name, shard_rows
@@ -120,7 +120,7 @@ def make_shoppers(items: pa.Table, seed: int = 0, baskets: int = 400) -> tuple[p
     Companions are available, both ways, and of the less popular half.
     """
     rng = np.random.default_rng(seed)
-    ids = [i for i, there in zip(*(items.column(c).to_pylist() for c in ("item_id", "available")), strict=True) if there]
+    ids = items.filter(items.column("available")).column("item_id").to_pylist()
     rng.shuffle(ids)
     half = len(ids) // 2
     chance = 1.0 / np.arange(1, half + 1)
@@ -137,10 +137,16 @@ def make_shoppers(items: pa.Table, seed: int = 0, baskets: int = 400) -> tuple[p
 
 
 def build_engine(
-    directory: Path, items: pa.Table, events: pa.Table | None = None, *, shards: int = 1, dense: str = "flat", **engine: Any
+    directory: Path,
+    items: pa.Table,
+    events: pa.Table | None = None,
+    *,
+    shards: int = 1,
+    dense: str = "flat",
+    encoder: Encoder | None = None,
 ) -> Engine:
     """An engine on an index version written to `directory`, as the index job writes one, but in this process."""
-    encoder = engine.pop("encoder", None) or FakeEncoder()
+    encoder = encoder or FakeEncoder()
     texts = catalog.item_texts(items)
     vectors = FakeEncoder(encoder.dim).encode(texts)
     words = attribute_words(items.column("attributes"))
@@ -157,4 +163,28 @@ def build_engine(
     ids = items.column("item_id").combine_chunks()
     BehaviorIndex.build(events if events is not None else EVENTS.empty_table(), ids, 90.0).save(directory / "behavior")
     pq.write_table(items.select(ITEMS.names), directory / "items.parquet")
-    return Engine(Shards.load(directory, shards), encoder, index="v1", **{"weights": FusionWeights(), **engine})
+    return Engine(Shards.load(directory, shards), encoder, index="v1", weights=FusionWeights())
+
+
+def make_tiny_model(directory: Path, kind: str, seed: int = 0) -> Path:
+    """A random `bert` or `gpt2` of 32 dimensions and 64 positions, in the transformers layout."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    words = ["usb", "c", "cable", "frozen", "pizza", "thin", "crust", "with", "four", "cheeses", "red", "blue", "shoe"]
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if kind == "bert":
+        marks = [("[CLS]", 2), ("[SEP]", 3)]
+        tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=marks)
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        model = BertModel(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, **sizes))
+    else:
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 2, "eos_token_id": 3}
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=len(vocabulary), **sizes))
+    model.save_pretrained(directory)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory

@@ -88,7 +88,7 @@ def to_map(array: pa.Array) -> pa.Array:
     target = pa.map_(pa.string(), pa.string())
     if pa.types.is_map(array.type):
         return _valid(array.cast(target))
-    out = []
+    out: list[list[tuple[str, str]] | None] = []
     for value in array.to_pylist():
         if isinstance(value, str):
             value = json.loads(value)

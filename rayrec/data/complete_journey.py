@@ -111,6 +111,7 @@ def tables(max_items: int | None = None) -> tuple[pa.Table, pa.Table]:
     lines = lines.set_column(lines.column_names.index("item_id"), "item_id", item_id)
     if max_items is not None:
         counts = lines.group_by("item_id").aggregate([("quantity", "count")])
+        counts = counts.filter(pc.is_in(counts.column("item_id"), names.column("item_id").combine_chunks()))
         top = counts.sort_by([("quantity_count", "descending"), ("item_id", "ascending")]).slice(0, max_items)
         chosen = top.column("item_id").combine_chunks()
         names = names.filter(pc.is_in(names.column("item_id"), chosen))

@@ -105,4 +105,7 @@ class OnnxTextEncoder:
 
 
 if __name__ == "__main__":
-    _export_here(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    try:
+        _export_here(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    except Exception as failure:  # any library's: `export` reads the last line, and messages may have many
+        sys.exit(f"{type(failure).__name__}: {' '.join(str(failure).split())}")

@@ -183,7 +183,11 @@ def pending(ws: Workspace, version: str, store: EmbeddingStore) -> tuple[list[st
     todo = distinct.filter(missing)
     texts = catalog.item_texts(todo)
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    return [texts[i] for i in order], todo.column(CONTENT_HASH).take(pa.array(order, pa.int64())).combine_chunks(), distinct.num_rows
+    return (
+        [texts[i] for i in order],
+        todo.column(CONTENT_HASH).take(pa.array(order, pa.int64())).combine_chunks(),
+        distinct.num_rows,
+    )
 
 
 def run_blocks(

@@ -52,7 +52,12 @@ def index(request, vectors):
 
 # Small whole numbers: products are exact in any order of summing, and ties are everywhere.
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**16), n=st.integers(1, 400), k=st.integers(1, 400), share=st.sampled_from([None, 0.1, 0.9]))
+@given(
+    seed=st.integers(0, 2**16),
+    n=st.integers(1, 400),
+    k=st.integers(1, 400),
+    share=st.sampled_from([None, 0.1, 0.9]),
+)
 def test_flat_equals_brute_force_with_ties_by_position(seed, n, k, share):
     rng = np.random.default_rng(seed)
     vectors = rng.integers(-1, 2, (n, 4)).astype(np.float32)

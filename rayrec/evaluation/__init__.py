@@ -1,0 +1,1 @@
+"""How good answers are, and whether a change makes them better."""

@@ -1,0 +1,32 @@
+"""Measures of ranked answers, and the interval of a paired difference."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+def ndcg(ranked: Sequence[str], ratings: Mapping[str, float], k: int = 10) -> float:
+    """nDCG@k with gain 2^rating - 1 and unrated items 0. Jarvelin and Kekalainen, TOIS 2002; Burges et al. 2005.
+
+    ranked: item ids, best first. ratings: item id -> 0, 1, 2, ... of one query. 0 if nothing is relevant.
+    """
+    best = sorted(ratings.values(), reverse=True)[:k]
+    ideal = _dcg(best)
+    return _dcg([ratings.get(item, 0) for item in ranked[:k]]) / ideal if ideal else 0.0
+
+
+def _dcg(ratings: Sequence[float]) -> float:
+    return sum((2.0**rating - 1) / np.log2(place + 2) for place, rating in enumerate(ratings))
+
+
+def judged(ranked: Sequence[str], ratings: Mapping[str, float], k: int = 10) -> float:
+    """The share of the top k that anybody rated: where it is low, nDCG with unrated = 0 says little."""
+    top = ranked[:k]
+    return sum(item in ratings for item in top) / len(top) if top else 0.0
+
+
+def bootstrap_ci(differences: np.ndarray, seed: int = 0, draws: int = 10_000) -> tuple[float, float]:
+    """95 % interval of the mean of paired differences: percentile bootstrap over the pairs."""
+    picks = np.random.default_rng(seed).integers(0, len(differences), (draws, len(differences)))
+    low, high = np.percentile(differences[picks].mean(1), [2.5, 97.5])
+    return float(low), float(high)

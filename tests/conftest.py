@@ -1,0 +1,6 @@
+"""For every suite: hypothesis repeats itself from run to run and writes nothing beside the code."""
+
+from hypothesis import settings
+
+settings.register_profile("rayrec", database=None, deadline=None, derandomize=True)
+settings.load_profile("rayrec")

@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+
+from rayrec.config import FusionWeights
+from rayrec.retrieval.base import Candidates
+from rayrec.retrieval.hybrid import dense_floor, fuse, join
+
+WEIGHTS = FusionWeights(dense=0.3, k=60)
+
+
+def _lexical(rows, scores, complete=True):
+    return np.array(rows, np.int64), np.array(scores, np.float32), complete
+
+
+def _dense(rows, cosines):
+    return np.array(rows, np.int64), np.array(cosines, np.float32)
+
+
+def test_fusion_of_four_items_by_hand():
+    # by words: row 7 first, row 2 second; by vectors: row 2 first, row 9 second, row 7 third; row 5 in neither
+    candidates = Candidates(
+        rows=np.array([2, 5, 7, 9]),
+        lexical=np.array([1.5, 0.0, 4.0, 0.0], np.float32),
+        dense=np.array([0.9, 0.1, 0.5, 0.6], np.float32),
+        in_dense=np.array([True, False, True, True]),
+    )
+    parts = fuse(candidates, WEIGHTS)
+    assert parts["lexical"] == pytest.approx([0.7 * 61 / 62, 0, 0.7, 0])
+    assert parts["dense"] == pytest.approx([0.3, 0, 0.3 * 61 / 63, 0.3 * 61 / 62])
+
+
+def test_first_in_both_lists_scores_one():
+    parts = fuse(Candidates(np.array([3]), np.array([2.0]), np.array([0.4]), np.array([True])), WEIGHTS)
+    assert sum(parts.values()) == pytest.approx([1.0])
+
+
+def test_k_is_the_rank_that_halves_a_contribution():
+    candidates = Candidates(np.arange(3), np.array([3.0, 2.0, 1.0]), np.zeros(3), np.zeros(3, bool))
+    parts = fuse(candidates, FusionWeights(dense=0.0, k=1))
+    assert parts["lexical"] == pytest.approx([1, 2 / 3, 1 / 2])
+
+
+def test_equal_scores_rank_by_row():
+    candidates = Candidates(np.array([4, 6, 8]), np.full(3, 2.0), np.full(3, 0.5), np.ones(3, bool))
+    parts = fuse(candidates, WEIGHTS)
+    assert parts["lexical"] == pytest.approx([0.7, 0.7 * 61 / 62, 0.7 * 61 / 63])
+    assert parts["dense"] == pytest.approx([0.3, 0.3 * 61 / 62, 0.3 * 61 / 63])
+
+
+def test_no_candidates_fuse_to_nothing():
+    parts = fuse(join(None, None), WEIGHTS)
+    assert [len(part) for part in parts.values()] == [0, 0]
+
+
+def test_join_keeps_every_match_of_either_list_once_by_row():
+    asked = []
+
+    def cosines_of(rows):
+        asked.extend(rows.tolist())
+        return np.array([0.05, -0.2], np.float32)
+
+    joined = join(_lexical([8, 3, 5], [9.0, 4.0, 1.0]), _dense([5, 1], [0.8, 0.7]), cosines_of)
+    assert joined.rows.tolist() == [1, 3, 5, 8]
+    assert joined.lexical.tolist() == [0, 4, 1, 9]
+    assert joined.dense == pytest.approx([0.7, 0.05, 0.8, -0.2])
+    assert joined.in_dense.tolist() == [True, False, True, False]
+    assert asked == [3, 8]
+    assert joined.exact
+
+
+def test_join_without_vectors_or_without_words():
+    words = join(_lexical([2, 1], [3.0, 1.0]), None)
+    assert (words.rows.tolist(), words.lexical.tolist(), words.in_dense.any()) == ([1, 2], [1, 3], False)
+    vectors = join(None, _dense([2, 1], [0.75, 0.5]), cosines_of=lambda _: pytest.fail("all cosines are known"))
+    assert (vectors.rows.tolist(), vectors.dense.tolist(), vectors.lexical.any()) == ([1, 2], [0.5, 0.75], False)
+
+
+def test_a_cut_list_of_words_makes_the_join_inexact():
+    assert not join(_lexical([1], [1.0], complete=False), None).exact
+
+
+@pytest.mark.parametrize(
+    ("best", "background", "floor"),
+    [
+        (0.9, (0.1, 0.05), 0.5),  # half-way from .1 to .9, over .1 + 2 * .05
+        (0.4, (0.1, 0.2), 0.5),  # nothing is clear of the crowd: .1 + 2 * .2, above the best itself
+        (0.3, (0.1, 0.05), 0.2),  # both rules agree
+    ],
+)
+def test_dense_floor_by_hand(best, background, floor):
+    assert dense_floor(best, background) == pytest.approx(floor)
