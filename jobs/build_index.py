@@ -1,6 +1,7 @@
-"""Build an index version on the cluster this job was submitted to, and promote it.
+r"""Build an index version on the cluster this job was submitted to, and promote it.
 
-    ray job submit --working-dir . -- python jobs/build_index.py --workspace s3://shop/ws --config jobs/configs/index.yaml
+    ray job submit --working-dir . -- \
+        python jobs/build_index.py --workspace s3://shop/ws --config jobs/configs/index.yaml
 
 The last line is the summary as JSON.
 """

@@ -1,6 +1,7 @@
-"""Embed a catalog on the cluster this job was submitted to.
+r"""Embed a catalog on the cluster this job was submitted to.
 
-    ray job submit --working-dir . -- python jobs/embed_catalog.py --workspace s3://shop/ws --config jobs/configs/embed.yaml
+    ray job submit --working-dir . -- \
+        python jobs/embed_catalog.py --workspace s3://shop/ws --config jobs/configs/embed.yaml
 
 The last line is the summary as JSON. Repeating the job embeds only what is missing.
 """

@@ -44,9 +44,9 @@ def _command(**options: Any) -> Callable[[Callable[..., None]], Callable[..., No
             try:
                 function(*args, **kwargs)
             except RayrecError as error:
-                from rayrec.console import err
+                from rayrec.console import show_error
 
-                err.print(f"[bold red]error:[/bold red] {error}", markup=True, highlight=False)
+                show_error(error)
                 raise typer.Exit(1) from error
 
         app.command(**options)(run)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from rayrec.answer import Answer
 from rayrec.pipelines.embed import Progress as OnProgress
@@ -35,6 +36,11 @@ def progress_bar(title: str, *, quiet: bool = False) -> Iterator[OnProgress | No
     with bar:
         task = bar.add_task(title, total=None, rate="-")
         yield lambda done, total, rate: bar.update(task, completed=done, total=total, rate=f"{rate:,.0f}")
+
+
+def show_error(error: Exception) -> None:
+    """One line on stderr, whatever brackets the message holds."""
+    err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
 
 
 def show_answer(answer: Answer) -> None:

@@ -124,4 +124,4 @@ def converse(engine: Engine) -> None:
             elif line:
                 console.show_answer(engine.search(line, k=10, facets=["brand", "price_cents"], explain=explain))
         except RayrecError as error:
-            console.out.print(f"[red]{error}[/red]", highlight=False)
+            console.show_error(error)

@@ -105,7 +105,7 @@ def _workspace(uri: str) -> Iterator[Check]:
         yield Check("workspace", "fail", str(error), "rayrec embed --workspace ... --config ...")
         return
     if ws.is_local:
-        yield _attempt("workspace", lambda: tempfile.TemporaryFile(dir=ws.root).close() or uri, "make it writable")
+        yield _attempt("workspace", lambda: _writable(ws.root), "make it writable")
     pointer = ws.current()
     if pointer.index is None:
         yield Check("current index", "warn", "none answers", "rayrec index --workspace ...")
@@ -114,6 +114,11 @@ def _workspace(uri: str) -> Iterator[Check]:
     yield _attempt(
         "current index", lambda: f"{name}, {ws.verify('indexes', name)['counts']['items']} items", "rayrec rollback"
     )
+
+
+def _writable(directory: str) -> str:
+    with tempfile.TemporaryFile(dir=directory):
+        return directory
 
 
 def _attempt(name: str, action: Callable[[], object], remedy: str) -> Check:

@@ -10,6 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -111,10 +112,11 @@ class Engine:
         self._check(query, page, mode)
         _check_count("page_size", page_size)
         query = " ".join(query.split())
-        request = fingerprint(query, filters, sort, mode, page_size)
+        candidates, coverage = self.retrieve(query, mode) if query else (self._everything(), Coverage())
+        # degraded answers rank differently, so a page of one never follows a page of the other
+        request = fingerprint(query, filters or None, sort, mode, page_size, coverage.degraded)
         if cursor is not None:
             page = read_cursor(cursor, str(self.versions["index"]), request)
-        candidates, coverage = self.retrieve(query, mode) if query else (self._everything(), Coverage())
         mask = self.columns.mask(filters)
         inside = np.ones(len(candidates.rows), bool) if mask is None else mask[candidates.rows]
         ranked_by = "lexical" if coverage.dense == "failed" else mode
@@ -124,7 +126,7 @@ class Engine:
         order = places[
             self.columns.order(
                 candidates.rows[places],
-                sort if query or sort != "relevance" else "popular",
+                sort,
                 scores[places],
                 self._popularity(candidates)[places],
             )
@@ -183,7 +185,9 @@ class Engine:
         vector = self._vector(query)
         rows, cosines = self.shards.nearest(vector, hybrid.DENSE_CANDIDATES)
         above = cosines >= hybrid.dense_floor(float(cosines.max(initial=-1.0)), self.shards.background(vector))
-        return hybrid.join(lexical, (rows[above], cosines[above]), lambda more: self.shards.vectors(more) @ vector)
+        cut = bool(above.all()) and len(rows) == hybrid.DENSE_CANDIDATES < self.columns.n
+        found = hybrid.join(lexical, (rows[above], cosines[above]), lambda more: self.shards.vectors(more) @ vector)
+        return replace(found, exact=found.exact and not cut)
 
     def _everything(self) -> Candidates:
         n = self.columns.n

@@ -1,4 +1,4 @@
-"""For every suite: hypothesis repeats itself from run to run and writes nothing beside the code."""
+"""For every suite: hypothesis repeats itself from run to run and keeps no examples."""
 
 from hypothesis import settings
 

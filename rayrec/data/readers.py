@@ -149,7 +149,7 @@ def _read_jsonl(stream: pa.NativeFile, source: str) -> RawTable:
     rows: list[int] = []
     bad: list[BadRow] = []
     number = -1
-    for line in io.BufferedReader(stream):  # type: ignore[arg-type]
+    for line in io.BufferedReader(stream):
         if not line.strip():
             continue
         number += 1

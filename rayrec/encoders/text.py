@@ -23,6 +23,7 @@ _POOLING_KEYS = {
     "pooling_mode_max_tokens": "max",
     "pooling_mode_lasttoken": "last",
 }
+_SPACE_FILES = ("config.json", "tokenizer.json", "vocab.txt", "merges.txt", "spiece.model")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -58,7 +59,7 @@ class TextModel:
         ]
         cut = min(limit for limit in limits if isinstance(limit, int) and limit > 0)
         digest = hashlib.blake2b(f"{pooling}|{cut}".encode(), digest_size=5)
-        for file in [*weights, directory / "config.json", directory / "tokenizer.json", directory / "vocab.txt"]:
+        for file in [*weights, *(directory / name for name in _SPACE_FILES)]:
             if file.exists():
                 with open(file, "rb") as stream:
                     while chunk := stream.read(1 << 20):

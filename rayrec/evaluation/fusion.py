@@ -27,7 +27,7 @@ def score_grid(candidates: Sequence[Candidates], ratings: Sequence[Mapping[int, 
     for q, (found, rated) in enumerate(zip(candidates, ratings, strict=True)):
         named = {str(row): rating for row, rating in rated.items()}
         for g, weights in enumerate(GRID):
-            fused = sum(hybrid.fuse(found, weights).values())
+            fused = np.sum(list(hybrid.fuse(found, weights).values()), axis=0)
             scores[g, q] = ndcg([str(row) for row in found.rows[top_k(fused, k)]], named, k)
     return scores
 

@@ -60,7 +60,8 @@ def recommend(
     return rows, {
         "repeat": REPEAT * behavior.repeat[rows] * (1 - np.exp(-_at(own, mass, rows))),
         "together": TOGETHER * _relative(together[rows]),
-        "content": CONTENT * np.clip(shards.vectors(rows) @ vector, 0, 1),
+        # what they have is nearest to itself: `repeat` alone says whether it is wanted again
+        "content": CONTENT * np.clip(shards.vectors(rows) @ vector, 0, 1) * ~np.isin(rows, own),
         "popular": POPULAR * behavior.popularity[rows].astype(np.float64),
     }
 

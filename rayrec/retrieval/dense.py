@@ -23,7 +23,7 @@ _EF_SEARCH = 96
 _NPROBE = 64
 # A graph walk under a filter visits about k / selectivity vectors; below this share a scan of the
 # allowed ones is both exact and cheaper (benchmarks: bench_index, 200,000 vectors).
-_SCAN_SHARE = 0.15
+_SCAN_SHARE = 0.05
 _IVFPQ_MIN = 39 * 16  # training points FAISS wants for the fewest centroids we ask for
 
 
@@ -99,24 +99,23 @@ class DenseIndex:
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise IncompatibleArtifact(f"query vectors {queries.shape}, the index holds (*, {self.dim})")
         positions = None if allowed is None else np.flatnonzero(allowed)
-        if positions is not None and (self.kind == "flat" or len(positions) <= _SCAN_SHARE * self.n):
+        if positions is not None and len(positions) <= _SCAN_SHARE * self.n:
             return self._scan(queries, k, positions)
         k_found = min(k, self.n)
         if k_found == 0:
             return Hits(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32))
+        selector = None if allowed is None else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
         if self.kind == "flat":
-            scores, rows = self._exhaustive(queries, k_found)
+            scores, rows = self._exhaustive(queries, k_found, selector)
         else:
-            parameters = self._parameters(k_found, allowed, positions)
+            share = 1.0 if positions is None else len(positions) / self.n
+            parameters = self._parameters(k_found, selector, share)
             scores, rows = self._index.search(queries, k_found, params=parameters)
+        scores = np.where(rows < 0, -np.inf, scores)
         order = np.lexsort((rows, -scores), axis=1)[:, :k_found]
         rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
         pad = ((0, 0), (0, k - k_found))
         return Hits(np.pad(rows, pad, constant_values=-1), np.pad(scores, pad, constant_values=-np.inf))
-
-    def scores(self, query: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """float32: the inner products of one query (D,) with the vectors at `positions`."""
-        return self.vectors(positions) @ query
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """float32 (len(positions), D); IVF-PQ returns its 8-bit copies."""
@@ -134,14 +133,16 @@ class DenseIndex:
         flat = self._index if self.kind == "flat" else faiss.downcast_index(self._index.storage)
         return faiss.rev_swig_ptr(flat.get_xb(), self.n * self.dim).reshape(self.n, self.dim)
 
-    def _exhaustive(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _exhaustive(self, queries: np.ndarray, k: int, selector: Any) -> tuple[np.ndarray, np.ndarray]:
         """(scores, rows) of the k best or more: of equal scores at the cut FAISS keeps any, so none is cut off."""
+        parameters = None if selector is None else faiss.SearchParameters(sel=selector)
         width = min(k + 1, self.n)
-        scores, rows = self._index.search(queries, width)
-        while width < self.n and (scores[:, k - 1] == scores[:, -1]).any():
+        while True:
+            scores, rows = self._index.search(queries, width, params=parameters)
+            tied = (scores[:, k - 1] == scores[:, -1]) & (rows[:, k - 1] >= 0)
+            if width == self.n or not tied.any():
+                return scores, rows
             width = min(4 * width, self.n)
-            scores, rows = self._index.search(queries, width)
-        return scores, rows
 
     def _scan(self, queries: np.ndarray, k: int, positions: np.ndarray) -> Hits:
         rows = np.full((len(queries), k), -1, np.int64)
@@ -153,12 +154,8 @@ class DenseIndex:
             scores[i, : len(best)] = row[best]
         return Hits(rows, scores)
 
-    def _parameters(self, k: int, allowed: np.ndarray | None, positions: np.ndarray | None) -> Any:
-        selector = None
-        share = 1.0
-        if allowed is not None and positions is not None:
-            selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-            share = max(len(positions) / self.n, 1e-6)
+    def _parameters(self, k: int, selector: Any, share: float) -> Any:
+        """How far to look: further, the fewer of the vectors on the way are allowed."""
         if self.kind == "hnsw":
             effort = min(max(_EF_SEARCH, 2 * k) / share, self.n)
             return faiss.SearchParametersHNSW(sel=selector, efSearch=int(effort))

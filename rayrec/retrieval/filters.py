@@ -156,7 +156,7 @@ class ItemColumns:
             return self._spans(field, rows)
         if field == "available":
             counted = np.bincount(self.available[rows].astype(int), minlength=2)
-            counts = {True: int(counted[1]), False: int(counted[0])}
+            counts: dict[Any, int] = {True: int(counted[1]), False: int(counted[0])}
         else:
             self._known(field, f"facets.{field}")
             codes = self.words(field)

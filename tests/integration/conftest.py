@@ -12,7 +12,7 @@ import ray
 from rayrec.config import EmbedConfig, SourceConfig
 from rayrec.workspace import Workspace
 
-WORDS = "usb cable charger laptop sleeve desk lamp wireless mouse keyboard gaming headset monitor stand bag".split()
+WORDS = ["usb", "cable", "charger", "laptop", "sleeve", "desk", "lamp", "wireless", "mouse", "keyboard", "stand"]
 
 
 def free_port() -> int:

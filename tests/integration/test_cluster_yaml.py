@@ -1,5 +1,6 @@
 """cluster.yaml: Ray's own schema takes it, and its node types scale a real embed job up and down."""
 
+import contextlib
 import json
 import os
 import signal
@@ -40,10 +41,9 @@ class FakeNodes(AutoscalingCluster):
         self, head_resources: dict, worker_node_types: dict, autoscaler_v2: bool = False, **config: Any
     ):
         head = {"resources": head_resources, "node_config": {}, "max_workers": 0}
-        empty = dict.fromkeys(
-            ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
-             "head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files"), []
-        )  # fmt: skip
+        commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+        empty: dict[str, list[str]] = {f"{name}_commands": [] for name in commands}
+        empty["cluster_synced_files"] = []
         provider = {
             "type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True,
             "disable_launch_config_check": True, "gcs_address": f"127.0.0.1:{self.port}",
@@ -76,10 +76,8 @@ class FakeNodes(AutoscalingCluster):
 
     def shutdown(self) -> None:
         self._process.send_signal(signal.SIGTERM)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(45)
-        except subprocess.TimeoutExpired:
-            pass
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
 
@@ -140,7 +138,7 @@ def test_more_work_than_one_node_adds_a_node_and_idleness_removes_it(
                 "cpus_per_worker": 1,
                 "block_rows": 64,
             }
-        )  # fmt: skip
+        )
     )
     seen = tmp_path / "nodes.log"
     with open(seen, "w") as out:

@@ -74,7 +74,6 @@ def test_an_error_has_exit_code_1_and_no_traceback(case: str, tmp_path: Path) ->
     assert "Traceback" not in result.output
 
 
-@pytest.mark.xfail(strict=True, reason="cli prints errors through rich, which wraps them and reads [] as markup")
 @pytest.mark.parametrize("case", ["search without workspace", "unknown version"])
 def test_an_error_is_one_line_however_narrow_the_terminal(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -85,7 +84,6 @@ def test_an_error_is_one_line_however_narrow_the_terminal(
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.xfail(strict=True, reason="cli prints errors through rich, which wraps them and reads [] as markup")
 def test_an_error_may_hold_square_brackets(tmp_path: Path) -> None:
     result = run("versions", "-w", f"{tmp_path}/[/red]/[bold]")
     assert result.exit_code == 1

@@ -74,6 +74,8 @@ def test_every_facet_count_is_the_total_of_choosing_that_value(engine, query, fi
             value = entry["value"] if field == "available" else [entry["value"]]
             chosen = engine.search(query, filters={**filters, field: value}, mode=mode)
             assert entry["count"] == chosen.total, (field, value)
+        others = {name: wanted for name, wanted in filters.items() if name != field}
+        assert counts == engine.search(query, filters=others, mode=mode, facets=[field]).facets[field]
 
 
 @some
@@ -142,6 +144,13 @@ def test_shards_do_not_change_what_vectors_find(engines, query, filters):
     )
 
 
+@some
+@given(rows=st.lists(st.integers(0, 239)))
+def test_shards_do_not_change_which_vector_is_whose(engines, rows):
+    one, three = (engines[n].shards.vectors(np.array(rows, np.int64)) for n in (1, 3))
+    assert one.tolist() == three.tolist() == engines[1].shards.vectors(np.arange(240))[rows].tolist()
+
+
 # -- search by hand -------------------------------------------------------------------------------
 
 
@@ -151,6 +160,10 @@ def test_no_query_browses_everything_by_popularity(engine):
     ids = engine.columns.items.column("item_id").to_pylist()
     assert _ids(answer) == [ids[row] for row in np.lexsort((np.arange(len(ids)), -popularity))]
     assert answer.total == 240
+
+
+def test_the_last_page_has_no_cursor_even_if_it_is_full(engine):
+    assert [engine.search(page_size=120, page=page).cursor is None for page in (1, 2, 3)] == [False, True, True]
 
 
 def test_modes_use_the_lists_they_name(engine):

@@ -71,7 +71,7 @@ def test_recommend_weighs_each_part_by_hand(shards):
     assert rows.tolist() == [0, 1, 2, 3]
     assert parts["repeat"] == pytest.approx([1.0 * 0.5 * (1 - math.exp(-1)), 0, 0, 0])  # 3 is not one of theirs
     assert parts["together"] == pytest.approx([0, 0, 0.3, 0.15])
-    assert parts["content"] == pytest.approx([0.2, 0.2 * 0.8, 0, 0])
+    assert parts["content"] == pytest.approx([0, 0.2 * 0.8, 0, 0])  # what they own is no news
     assert parts["popular"] == pytest.approx([0.02, 0.04, 0, 0.1])
 
 
