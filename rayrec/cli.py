@@ -101,6 +101,7 @@ def embed(
 
     with progress_bar("embedding", quiet=as_json) as on_progress:
         summary = run(EmbedConfig.load(config), Workspace.open(workspace), address=address, on_progress=on_progress)
+    _tell_quarantine(summary.quarantined, workspace)
     _print(summary.to_dict(), as_json)
 
 
@@ -114,6 +115,7 @@ def index(
     from rayrec.workspace import Workspace
 
     summary = run(IndexConfig.load(config), Workspace.open(workspace, create=False), address=address)
+    _tell_quarantine(summary.quarantined, workspace)
     _print(summary.to_dict(), as_json)
 
 
@@ -252,6 +254,11 @@ def doctor(
         out.print(f"[{color}]{check.state:4}[/{color}] {check.name}: {check.found}{remedy}", highlight=False)
     if any(check.state == "fail" for check in checks):
         raise typer.Exit(1)
+
+
+def _tell_quarantine(rows: int, workspace: str) -> None:
+    if rows:
+        typer.echo(f"{rows} rows were set aside with their reasons: {workspace}/quarantine/", err=True)
 
 
 def parse_filters(texts: list[str] | None) -> dict[str, Any]:

@@ -92,6 +92,8 @@ class Workspace(Files):
             raise IncompatibleArtifact(f"{name}: not a manifest; publish the version again")
         if manifest.get("format") != FORMAT:
             raise IncompatibleArtifact(f"{name}: format {manifest.get('format')}, this rayrec reads {FORMAT}")
+        if (manifest.get("kind"), manifest.get("version")) != (kind, version):
+            raise IncompatibleArtifact(f"{name}: made for {manifest.get('kind')}/{manifest.get('version')}; misplaced")
         return manifest
 
     def stage(self, kind: str, *, name: str | None = None, now_s: float | None = None) -> "Staged":

@@ -20,7 +20,6 @@ from rayrec.errors import SchemaError
 from rayrec.schema import QUARANTINE
 
 _FOUND_CHARS = 200
-_BLANK = r"^\s*$"
 
 
 @dataclass

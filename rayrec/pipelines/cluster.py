@@ -13,8 +13,7 @@ from rayrec.errors import RayrecError
 
 # Read by Ray when it starts, here or in its workers.
 _ENVIRONMENT = {
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # workers without a GPU may still look for one
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default; without it every start warns of the change
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
     # a C++ note about restartable actors on every run; what fails for good still raises here

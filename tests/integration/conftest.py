@@ -1,5 +1,6 @@
 """One Ray cluster for all integration tests: two CPUs, one logical GPU, with the dashboard that takes jobs."""
 
+import contextlib
 import csv
 import random
 import socket
@@ -16,9 +17,12 @@ WORDS = ["usb", "cable", "charger", "laptop", "sleeve", "desk", "lamp", "wireles
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A free port below those that the system hands out, among which Ray has fixed ones of its own (44217)."""
+    while True:
+        port = random.randint(20_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @pytest.fixture(scope="session")

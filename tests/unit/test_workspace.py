@@ -151,6 +151,13 @@ def test_a_damaged_manifest_is_named(ws: Workspace, content: bytes) -> None:
         ws.promote(index=version)
 
 
+def test_a_manifest_of_another_version_is_refused(ws: Workspace) -> None:
+    one, other = publish(ws), publish(ws)
+    ws.write_bytes(ws.read_bytes("indexes", other, "manifest.json"), "indexes", one, "manifest.json")
+    with pytest.raises(IncompatibleArtifact, match=f"indexes/{one}/manifest.json: made for indexes/{other}"):
+        ws.verify("indexes", one)
+
+
 def test_a_manifest_of_another_format_is_refused(ws: Workspace) -> None:
     version = publish(ws)
     manifest = {**ws.manifest("indexes", version), "format": 99}
