@@ -58,7 +58,8 @@ class Workspace(Files):
     def open(cls, uri: str | os.PathLike[str], *, create: bool = True) -> "Workspace":
         """Open `uri`. With create=False, NotFound if there is none."""
         filesystem, root = open_filesystem(str(uri))
-        ws = cls(str(uri), filesystem, root)
+        local = isinstance(filesystem, pafs.LocalFileSystem)
+        ws = cls(root if local else str(uri), filesystem, root)  # absolute: tasks elsewhere open it by its uri
         if create:
             try:
                 filesystem.create_dir(root, recursive=True)

@@ -151,6 +151,11 @@ def test_a_damaged_manifest_is_named(ws: Workspace, content: bytes) -> None:
         ws.promote(index=version)
 
 
+def test_a_relative_directory_is_known_by_its_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Workspace.open("shop").uri == str(tmp_path / "shop")
+
+
 def test_a_manifest_of_another_version_is_refused(ws: Workspace) -> None:
     one, other = publish(ws), publish(ws)
     ws.write_bytes(ws.read_bytes("indexes", other, "manifest.json"), "indexes", one, "manifest.json")
