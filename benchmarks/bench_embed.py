@@ -64,7 +64,7 @@ def bare_rate(directory: Path, texts: list[str]) -> tuple[float, int]:
 
 def job_rate(ws: Workspace, export: str, space: str, texts: list[str], cores: int) -> float:
     """rows/s of the job while every worker works."""
-    config = EmbedConfig(block_rows=128)
+    config = EmbedConfig()
     hashes = pa.array([catalog.content_hash(t) for t in texts], pa.binary(HASH_BYTES))
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     worker = {"ws_uri": ws.uri, "encoder": config.encoder, "encoder_id": f"{space}.onnx-fp32", "export": export}
