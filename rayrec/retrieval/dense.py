@@ -111,11 +111,7 @@ class DenseIndex:
             share = 1.0 if positions is None else len(positions) / self.n
             parameters = self._parameters(k_found, selector, share)
             scores, rows = self._index.search(queries, k_found, params=parameters)
-        scores = np.where(rows < 0, -np.inf, scores)
-        order = np.lexsort((rows, -scores), axis=1)[:, :k_found]
-        rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
-        pad = ((0, 0), (0, k - k_found))
-        return Hits(np.pad(rows, pad, constant_values=-1), np.pad(scores, pad, constant_values=-np.inf))
+        return _tidy(rows, scores, k)
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """float32 (len(positions), D); IVF-PQ returns its 8-bit copies."""
@@ -162,6 +158,21 @@ class DenseIndex:
         base = faiss.downcast_index(self._index.base_index)
         inner = faiss.SearchParametersIVF(sel=selector, nprobe=int(min(_NPROBE / share, base.nlist)))
         return faiss.IndexRefineSearchParameters(k_factor=10, base_index_params=inner)
+
+
+def _tidy(rows: np.ndarray, scores: np.ndarray, k: int) -> Hits:
+    """What FAISS found, as Hits of width k. It sorts by score already, so most calls touch nothing here."""
+    if rows.min(initial=0) < 0:
+        scores = np.where(rows < 0, -np.inf, scores)
+    if (scores[:, 1:] >= scores[:, :-1]).any():  # a tie
+        order = np.lexsort((rows, -scores), axis=1)
+        rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
+    rows, scores = rows[:, :k], scores[:, :k]
+    missing = ((0, 0), (0, k - rows.shape[1]))
+    if missing[1][1]:
+        rows = np.pad(rows, missing, constant_values=-1)
+        scores = np.pad(scores, missing, constant_values=-np.inf)
+    return Hits(rows, scores)
 
 
 def _ivfpq(vectors: np.ndarray, seed: int) -> Any:
