@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks import common
 from rayrec import Engine
 from rayrec.config import EmbedConfig, IndexConfig, SourceConfig
-from rayrec.data import catalog
+from rayrec.data import catalog, readers
 from rayrec.evaluation.metrics import ndcg
 from rayrec.files import open_filesystem
 from rayrec.pipelines.cluster import connected
@@ -33,7 +33,7 @@ _COLUMNS = {
 
 def build(items: Path, root: str) -> Engine:
     """Embed and index a file of items; what a workspace holds already is not done again."""
-    names = set(common.read_columns(items))
+    names = set(next(readers.read(*open_filesystem(str(items)))).table.column_names)
     columns = {ours: next((n for n in theirs if n in names), theirs[0]) for ours, theirs in _COLUMNS.items()}
     columns = {ours: theirs for ours, theirs in columns.items() if theirs in names or ours != "description"}
     ws = Workspace.open(root)

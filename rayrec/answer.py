@@ -34,7 +34,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Answer:
-    """Hits and all that belongs to them; the fields are those of the HTTP API (README.md).
+    """Hits and all that belongs to them; the fields are those that the HTTP API will answer with.
 
     cursor: opaque, asks for the next page; None on the last. took_ms: time in the engine.
     """

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -261,26 +262,37 @@ def _tell_quarantine(rows: int, workspace: str) -> None:
         typer.echo(f"{rows} rows were set aside with their reasons: {workspace}/quarantine/", err=True)
 
 
+_FILTER = re.compile(r"([^<>=]+)(>=|<=|=|>|<)(.*)", re.DOTALL)
+_BOUNDS = {">=": "gte", "<=": "lte", ">": "gt", "<": "lt"}
+
+
 def parse_filters(texts: list[str] | None) -> dict[str, Any]:
-    """['brand=HP', 'brand=Dell', 'price_cents>=1000'] -> {"brand": ["HP", "Dell"], "price_cents": {"gte": 1000}}"""
+    """['brand=HP', 'brand=Dell', 'price_cents>=1000'] -> {"brand": ["HP", "Dell"], "price_cents": {"gte": 1000}}
+
+    The first sign counts, so values may hold others: 'category=Grocery > Snacks'.
+    """
     filters: dict[str, Any] = {}
     for text in texts or ():
-        for sign, bound in ((">=", "gte"), ("<=", "lte"), (">", "gt"), ("<", "lt"), ("=", "")):
-            field, found, value = text.partition(sign)
-            if not found:
-                continue
-            if field == "available":
-                filters[field] = value.lower() == "true"
-            elif bound and field != "category":
-                try:
-                    filters.setdefault(field, {})[bound] = int(value)
-                except ValueError:
-                    raise SchemaError(f"--filter {text!r}: expected a whole number after {sign}") from None
-            else:
-                filters.setdefault(field, []).append(value)
-            break
-        else:
+        parsed = _FILTER.fullmatch(text)
+        if parsed is None:
             raise SchemaError(f"--filter {text!r}: expected field=value, like brand=HP or 'price_cents>=1000'")
+        field, sign, value = parsed.groups()
+        if sign in _BOUNDS:
+            if not re.fullmatch(r"-?\d+", value.strip()):
+                raise SchemaError(f"--filter {text!r}: expected a whole number after {sign}")
+            added: Any = {_BOUNDS[sign]: int(value)}
+        elif field == "available":
+            if value.lower() not in ("true", "false"):
+                raise SchemaError(f"--filter {text!r}: expected true or false")
+            added = value.lower() == "true"
+        else:
+            added = [value]
+        before = filters.get(field, type(added)())
+        if type(before) is not type(added) or (isinstance(added, bool) and field in filters):
+            raise SchemaError(f"--filter {text!r}: does not go with the filter on {field} before it")
+        filters[field] = (
+            before | added if isinstance(added, dict) else added if isinstance(added, bool) else before + added
+        )
     return filters
 
 

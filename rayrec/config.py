@@ -43,6 +43,12 @@ class Config(BaseModel):
             raise SchemaError(f"{path or cls.__name__}: " + "; ".join(lines)) from error
 
 
+Language = Literal[
+    "arabic", "danish", "dutch", "english", "finnish", "french", "german", "greek", "hungarian", "italian",
+    "norwegian", "portuguese", "romanian", "russian", "spanish", "swedish", "tamil", "turkish",
+]  # fmt: skip
+
+
 class SourceConfig(Config):
     """A file or directory of rows, on any filesystem, or a data set that arrives as a package.
 
@@ -52,7 +58,7 @@ class SourceConfig(Config):
     path: str
     format: Literal["auto", "parquet", "csv", "jsonl", "complete_journey"] = "auto"
     columns: dict[str, str] = Field(default_factory=dict)
-    category_separator: str = ">"
+    category_separator: str = Field(">", min_length=1)
     max_text_chars: int = Field(20_000, ge=1)
     max_items: int | None = Field(None, ge=1, description="complete_journey: keep the most bought items")
 
@@ -87,7 +93,7 @@ class IndexConfig(Config):
     encoder: EncoderConfig = EncoderConfig()
     dense: Literal["auto", "flat", "hnsw", "ivfpq"] = "auto"
     shards: int | None = Field(None, ge=1, description="None: one per 500,000 items")
-    language: str = "english"
+    language: Language = "english"
     half_life_days: float = Field(90.0, gt=0, description="age at which a purchase counts half")
     promote: bool = True
 

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,14 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from rayrec.answer import Answer
-from rayrec.pipelines.embed import Progress as OnProgress
+
+if TYPE_CHECKING:
+    from rayrec.pipelines.embed import Progress as OnProgress
 
 out = Console()
 err = Console(stderr=True)
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, *, quiet: bool = False) -> Iterator[OnProgress | None]:
+def progress_bar(title: str, *, quiet: bool = False) -> "Iterator[OnProgress | None]":
     """A bar on stderr with rows/s and time left, fed through the yielded function; None if quiet."""
     if quiet:
         yield None

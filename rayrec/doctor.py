@@ -20,7 +20,7 @@ from rayrec.workspace import Workspace
 _PACKAGES = ("ray", "torch", "onnxruntime", "faiss-cpu", "tantivy", "pyarrow", "transformers")
 _MIN_MEMORY_GIB = 4
 _MIN_DISK_GIB = 5
-_PORTS = {8000: "rayrec serve", 8265: "Ray's dashboard", 6379: "a Ray head node"}
+_PORTS = {8265: "Ray's dashboard", 6379: "a Ray head node"}
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,11 @@ def _workspace(uri: str) -> Iterator[Check]:
         return
     if ws.is_local:
         yield _attempt("workspace", lambda: _writable(ws.root), "make it writable")
-    pointer = ws.current()
+    try:
+        pointer = ws.current()
+    except RayrecError as error:
+        yield Check("current index", "fail", str(error), "rayrec versions lists what can be promoted")
+        return
     if pointer.index is None:
         yield Check("current index", "warn", "none answers", "rayrec index --workspace ...")
         return

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def find(ws: Workspace, space: str) -> str | None:
-    """The newest intact export of an embedding space."""
+    """An intact export of an embedding space; None without one."""
     prefix = f"{space}.{onnx.VARIANT}"
     for version in reversed([v for v in ws.versions("encoders") if v.startswith(prefix)]):
         try:

@@ -2,7 +2,7 @@
 
 >>> engine = Engine.open("workspace")                                              # doctest: +SKIP
 >>> engine.search("frozen pizza", filters={"brand": ["Private"]}, facets=["brand"])  # doctest: +SKIP
->>> engine.similar("1029743"), engine.recommend(user_id="900")                     # doctest: +SKIP
+>>> engine.similar("32553"), engine.recommend(user_id="900")                     # doctest: +SKIP
 """
 
 import logging
@@ -10,7 +10,6 @@ import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -160,6 +159,8 @@ class Engine:
             raise InvalidRequest("invalid_mode", f"mode: no such mode {mode!r}", field="mode", hint=", ".join(MODES))
         if page < 1:
             raise InvalidRequest("invalid_page", f"page: expected 1 or more, got {page}", field="page")
+        if not query.isascii() and query != query.encode("utf-8", "ignore").decode():
+            raise InvalidRequest("invalid_query", "query: not valid Unicode text", field="query")
         if len(query) > _MAX_QUERY_CHARS:
             raise InvalidRequest("query_too_long", f"query: over {_MAX_QUERY_CHARS} characters", field="query")
 
@@ -183,11 +184,9 @@ class Engine:
         if mode == "lexical":
             return hybrid.join(lexical, None)
         vector = self._vector(query)
-        rows, cosines = self.shards.nearest(vector, hybrid.DENSE_CANDIDATES)
-        above = cosines >= hybrid.dense_floor(float(cosines.max(initial=-1.0)), self.shards.background(vector))
-        cut = bool(above.all()) and len(rows) == hybrid.DENSE_CANDIDATES < self.columns.n
-        found = hybrid.join(lexical, (rows[above], cosines[above]), lambda more: self.shards.vectors(more) @ vector)
-        return replace(found, exact=found.exact and not cut)
+        best = float(self.shards.nearest(vector, 1)[1].max(initial=-1.0))
+        floor = hybrid.dense_floor(best, self.shards.background(vector))
+        return hybrid.join(lexical, self.shards.at_least(vector, floor))
 
     def _everything(self) -> Candidates:
         n = self.columns.n

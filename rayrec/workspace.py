@@ -206,7 +206,7 @@ class Workspace(Files):
             }
             self._check_pair(pair["index"], pair["model"])
             history = now.history
-            if now.index is not None:
+            if now.index is not None and pair != {"index": now.index, "model": now.model}:
                 history = [*history, {"index": now.index, "model": now.model}][-HISTORY:]
             return self._move(Pointer(now.generation + 1, pair["index"], pair["model"], history))
 

@@ -20,6 +20,8 @@ from rayrec.errors import SchemaError
 from rayrec.schema import QUARANTINE
 
 _FOUND_CHARS = 200
+_MAX_ID_CHARS = 512
+_YEAR_2100_US = 4_102_444_800_000_000
 
 
 @dataclass
@@ -200,7 +202,11 @@ def _check(array: pa.Array, column: pa.Field, rules: Rules, found: dict[int, str
     if not column.nullable:
         note(pc.is_null(array), "a value; it is required")
     if pa.types.is_string(array.type):
-        note(pc.greater(pc.utf8_length(array), rules.max_text_chars), f"at most {rules.max_text_chars} characters")
+        longest = min(rules.max_text_chars, _MAX_ID_CHARS) if column.name.endswith("_id") else rules.max_text_chars
+        note(pc.greater(pc.utf8_length(array), longest), f"at most {longest} characters")
+    if column.name.endswith("_us"):  # one event in nanoseconds would make all others ancient
+        outside = pc.or_(pc.less(array, 0), pc.greater_equal(array, _YEAR_2100_US))
+        note(outside, "a time from 1970 to 2100, in microseconds")
     if column.name in rules.non_negative:
         note(pc.less(array, 0), "0 or more")
     if column.name in rules.one_of:

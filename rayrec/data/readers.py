@@ -117,8 +117,8 @@ def _read_csv(stream: pa.NativeFile, source: str) -> RawTable:
         ).column_names
         table = pacsv.read_csv(
             pa.BufferReader(data),
-            # numbering of ragged rows needs one thread
-            read_options=pacsv.ReadOptions(use_threads=False),
+            # numbering of ragged rows needs one thread; one block, since no row may be longer than a block
+            read_options=pacsv.ReadOptions(use_threads=False, block_size=min(len(data) + 1, 2**31 - 1)),
             parse_options=pacsv.ParseOptions(
                 delimiter=delimiter, newlines_in_values=True, invalid_row_handler=on_ragged
             ),

@@ -34,7 +34,7 @@ class Relevance:
     hybrid_minus_bm25: float
     hybrid_minus_bm25_ci95: tuple[float, float]
     out_of_fold: list[float]
-    out_of_fold_minus_default_ci95: tuple[float, float]
+    fitted_gain_ci95: tuple[float, float]
     fitted: FusionWeights
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,11 +76,13 @@ def relevance(engine: Engine, judgements: Judgements, *, seeds: int = SEEDS) -> 
         share[mode] = float(np.mean([judged(tops[q], judgements[q]) for q in queries]))
         rated[mode] = np.array([ndcg(_among(engine, q, mode, list(judgements[q])), judgements[q]) for q in queries])
     row_of = engine.columns.row_of
-    by_row = [{row_of.get(item, -1): rating for item, rating in judgements[q].items()} for q in queries]
+    by_row = [
+        {row_of.get(item, -1 - n): rating for n, (item, rating) in enumerate(judgements[q].items())} for q in queries
+    ]
     grid = fusion.score_grid([engine.retrieve(q)[0] for q in queries], by_row)
     by_seed = [fusion.out_of_fold(grid, seed) for seed in range(seeds)]
     difference = full["hybrid"] - full["lexical"]
-    gain = np.mean(by_seed, axis=0) - grid[fusion.GRID.index(FusionWeights())]
+    gain = np.mean(by_seed, axis=0) - grid[fusion.GRID.index(engine.weights)]
     return Relevance(
         queries=len(queries),
         ndcg10=_named(full),
@@ -89,7 +91,7 @@ def relevance(engine: Engine, judgements: Judgements, *, seeds: int = SEEDS) -> 
         hybrid_minus_bm25=round(float(difference.mean()), 4),
         hybrid_minus_bm25_ci95=_rounded(bootstrap_ci(difference)),
         out_of_fold=[round(float(scores.mean()), 4) for scores in by_seed],
-        out_of_fold_minus_default_ci95=_rounded(bootstrap_ci(gain)),
+        fitted_gain_ci95=_rounded(bootstrap_ci(gain)),
         fitted=fusion.GRID[fusion.fit(grid)],
     )
 
@@ -112,7 +114,7 @@ def _among(engine: Engine, query: str, mode: str, item_ids: list[str]) -> list[s
 
 
 def publish_weights(ws: Workspace, engine: Engine, result: Relevance) -> tuple[str, bool]:
-    """Save fitted weights as a model version; promote them if they beat the default on unseen queries.
+    """Save fitted weights as a model version; promote them if they beat the present ones on unseen queries.
 
     Returns (version, promoted). The gate: the 95 % interval of the paired out-of-fold gain is clear of zero.
     """
@@ -120,7 +122,7 @@ def publish_weights(ws: Workspace, engine: Engine, result: Relevance) -> tuple[s
     with ws.stage("models") as staged:
         staged.write_bytes("relevance.json", json.dumps(result.to_dict()).encode())
         version = staged.publish({"encoder": manifest["encoder"], "fusion": result.fitted.model_dump()})
-    better = result.out_of_fold_minus_default_ci95[0] > 0
+    better = result.fitted_gain_ci95[0] > 0
     if better:
         ws.promote(model=version)
     return version, better

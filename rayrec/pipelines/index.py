@@ -4,6 +4,7 @@ Each shard is one Ray task, and behaviour is another beside them. All of them wr
 does not count until its manifest is there; then it is promoted.
 """
 
+import logging
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from rayrec import encoder_exports
@@ -27,6 +29,8 @@ from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.retrieval.shards import attribute_words, build_shard, shard_name, shard_rows
 from rayrec.schema import CONTENT_HASH, EVENTS, ITEMS
 from rayrec.workspace import Staged, Workspace
+
+log = logging.getLogger(__name__)
 
 ROWS_PER_SHARD = 500_000
 
@@ -56,7 +60,7 @@ def index(config: IndexConfig, ws: Workspace, *, address: str | None = None) -> 
     if catalog_version is None:
         raise NotFound(f"no catalog in {ws.uri} yet; run 'rayrec embed' first")
     events_version, quarantined, duplicates = load_events(config.events, ws)
-    encoder_id = find_embeddings(config, ws)
+    encoder_id = find_embeddings(config, ws, catalog_version)
     export = encoder_exports.ensure(ws, config.encoder)
     n = ws.manifest("catalog", catalog_version)["counts"]["items"]
     shards = config.shards or -(-n // ROWS_PER_SHARD)
@@ -89,7 +93,7 @@ def index(config: IndexConfig, ws: Workspace, *, address: str | None = None) -> 
                 "log_offset": 0,  # of the live log that this base contains; nothing is live yet
             }
         )
-    pointer = ws.promote(index=version) if config.promote else None
+    pointer = ws.promote(index=version, model=fitting_model(ws, encoder_id)) if config.promote else None
     return IndexSummary(
         version,
         n,
@@ -127,13 +131,30 @@ def publish_events(table: pa.Table, source: SourceConfig, ws: Workspace) -> str:
         return staged.publish({"config": source.model_dump(), "counts": {"events": table.num_rows}})
 
 
-def find_embeddings(config: IndexConfig, ws: Workspace) -> str:
-    """The encoder id of the config's space under embeddings/. Raises NotFound if nothing was embedded in it."""
+def find_embeddings(config: IndexConfig, ws: Workspace, catalog_version: str) -> str:
+    """The encoder id, of the config's space, whose vectors cover the catalog. Raises NotFound if none does."""
     space = TextModel.read(config.encoder.model, max_tokens=config.encoder.max_tokens).space
     found = [name for name in ws.names("embeddings") if EncoderId.parse(name).space == space]
     if not found:
         raise NotFound(f"no embeddings of space {space} in {ws.uri}; run 'rayrec embed' with the same encoder")
-    return found[0]
+    needed = pc.unique(ws.read_parquet("catalog", catalog_version, columns=[CONTENT_HASH]).column(CONTENT_HASH))
+    lacking = {
+        name: pc.sum(pc.invert(pc.is_in(needed, value_set=EmbeddingStore(ws, name).present()))).as_py()
+        for name in found
+    }
+    best = min(found, key=lambda name: lacking[name])
+    if lacking[best]:
+        raise NotFound(f"{lacking[best]} of {len(needed)} contents have no embedding by {best}; run 'rayrec embed'")
+    return best
+
+
+def fitting_model(ws: Workspace, encoder_id: str) -> str | None:
+    """What to promote beside an index: None keeps the present model, "none" drops one of another space."""
+    model = ws.current().model
+    if model is None or ws.manifest("models", model)["encoder"]["space"] == EncoderId.parse(encoder_id).space:
+        return None
+    log.warning("models/%s is of another embedding space than the new index, and no longer answers", model)
+    return "none"
 
 
 def _shard_task(

@@ -18,7 +18,7 @@ class Candidates:
     """M(q): what one query can ever return, whatever the filters, the page or the shopper.
 
     rows int64 (M,) ascending. lexical float32 (M,): BM25, 0 where no word matches. dense float32 (M,):
-    cosine. in_dense bool (M,): at or above the dense floor. exact: no list was cut short.
+    cosine, 0 below the dense floor. in_dense bool (M,): at or above it. exact: no list was cut short.
     """
 
     rows: np.ndarray

@@ -21,6 +21,7 @@ _HNSW_M = 32
 _EF_BUILD = 120
 _EF_SEARCH = 96
 _NPROBE = 64
+_NEAREST = 1_000
 # A graph walk under a filter visits about k / selectivity vectors; below this share a scan of the
 # allowed ones is both exact and cheaper (benchmarks: bench_index, 200,000 vectors).
 _SCAN_SHARE = 0.05
@@ -112,6 +113,20 @@ class DenseIndex:
             parameters = self._parameters(k_found, selector, share)
             scores, rows = self._index.search(queries, k_found, params=parameters)
         return _tidy(rows, scores, k)
+
+    def at_least(self, query: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray, bool]:
+        """(positions, scores, complete): the vectors whose product with one query (D,) is `floor` or more.
+
+        Flat finds all of them; the others look among the _NEAREST ones, and `complete` tells if that cut any.
+        """
+        if self.kind == "flat":
+            view = self._flat_view()
+            scores = np.empty(0, np.float32) if view is None else view @ query
+            positions = np.flatnonzero(scores >= floor)
+            return positions, scores[positions], True
+        found = self.search(query[None], min(_NEAREST, self.n))
+        above = found.scores[0] >= floor
+        return found.rows[0][above], found.scores[0][above], not above.all() or self.n <= _NEAREST
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """float32 (len(positions), D); IVF-PQ returns its 8-bit copies."""

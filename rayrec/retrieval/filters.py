@@ -57,11 +57,6 @@ class ItemColumns:
     def row_of(self) -> dict[str, int]:
         return {item_id: row for row, item_id in enumerate(self.items.column("item_id").to_pylist())}
 
-    @cached_property
-    def attribute_names(self) -> list[str]:
-        keys = [pc.unique(chunk.keys) for chunk in self.items.column("attributes").chunks]
-        return sorted({key for names in keys for key in names.to_pylist()})
-
     def words(self, field: str) -> Codes:
         """The codes of a word field: brand, category (as joined path), currency or attributes.NAME."""
         if field not in self._codes:

@@ -100,10 +100,15 @@ class Shards:
         valid = best.rows[0] >= 0
         return best.rows[0][valid], best.scores[0][valid]
 
-    def background(self, query: np.ndarray) -> tuple[float, float]:
-        """Mean and standard deviation of a query's cosine to items in general: what `unrelated` looks like."""
-        cosines = self._sample @ query
-        return float(cosines.mean()), float(cosines.std())
+    def at_least(self, query: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray, bool]:
+        """(rows, cosine, complete) of the items whose cosine to one query vector (D,) is `floor` or more."""
+        parts = [index.at_least(query, floor) for index in self._dense]
+        rows = np.concatenate([p * self.count + s for s, (p, _, _) in enumerate(parts)])
+        return rows, np.concatenate([scores for _, scores, _ in parts]), all(whole for _, _, whole in parts)
+
+    def background(self, query: np.ndarray) -> float:
+        """The mean cosine of a query to items in general: what `unrelated` looks like."""
+        return float((self._sample @ query).mean())
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """float32 (len(rows), D)."""

@@ -54,8 +54,9 @@ def write_catalog(path: Path, n: int, *, words: int = 12, seed: int = 0) -> Path
     return path
 
 
-def embed_config(path: Path, **changes: object) -> EmbedConfig:
-    return EmbedConfig(source=SourceConfig(path=str(path)), **changes)  # type: ignore[arg-type]
+def embed_config(path: Path | None, **changes: object) -> EmbedConfig:
+    source = None if path is None else SourceConfig(path=str(path))
+    return EmbedConfig(source=source, **changes)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

@@ -24,9 +24,12 @@ def test_demo_answers_then_reuses_then_converses(tmp_path: Path):
     assert (figures["items"], figures["faults"], figures["reused"]) == (600, 0, 0)
     assert figures["events"] > 100_000
     assert figures["embedded"] <= 600
-    again = rayrec("demo", "--items", "600", "-w", workspace, text="cat food\n:user 900\n:similar nothing\n:why\n")
+    again = rayrec(
+        "demo", "--items", "600", "-w", workspace, text="cat food\n:user 900\n:similar 32553\n:similar nothing\n:why\n"
+    )
     assert again.returncode == 0, again.stderr[-2000:]
     assert "cat food" in again.stdout.lower()
+    assert "32553" not in again.stderr, "README.md names this item"
     assert "'nothing' is not in index" in again.stderr
     assert "embedded" in again.stdout
     searched = rayrec("search", "cat food", "-w", workspace, "-k", "3", "--facet", "brand", "--json", "--explain")

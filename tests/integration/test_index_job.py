@@ -82,11 +82,34 @@ def test_a_damaged_index_is_refused_by_name(embedded: Workspace, name: str):
         embedded.promote(index=version)
 
 
+def test_the_variant_that_covers_the_catalog_is_indexed(embedded: Workspace, tmp_path: Path):
+    source = write_catalog(tmp_path / "more.csv", 70)
+    on_gpu = embed(embed_config(source, gpus_per_worker=1), embedded)
+    version = index(IndexConfig(), embedded).index
+    assert embedded.manifest("indexes", version)["encoder"]["id"] == on_gpu.encoder_id
+
+
+def test_a_model_of_another_space_stops_answering_with_a_new_index(embedded: Workspace):
+    first = index(IndexConfig(), embedded).index
+    with embedded.stage("models") as staged:
+        staged.write_bytes("relevance.json", b"{}")
+        model = staged.publish(
+            {"encoder": embedded.manifest("indexes", first)["encoder"], "fusion": {"dense": 0.2, "k": 20.0}}
+        )
+    embedded.promote(model=model)
+    assert Engine.open(embedded).weights.dense == 0.2
+    cut_elsewhere = IndexConfig().encoder.model_copy(update={"max_tokens": 32})
+    embed(embed_config(None, encoder=cut_elsewhere), embedded)
+    second = index(IndexConfig(encoder=cut_elsewhere), embedded).index
+    assert (embedded.current().index, embedded.current().model) == (second, None)
+    assert Engine.open(embedded).weights.dense == 0.3
+
+
 def test_a_failed_build_publishes_nothing(embedded: Workspace, tmp_path: Path):
     encoder = embedded.names("embeddings")[0]
     for part in embedded.names("embeddings", encoder):
         Path(embedded.path("embeddings", encoder, part)).unlink()
-    with pytest.raises(NotFound, match=r"60 of 60 items have no embedding .* run .rayrec embed"):
+    with pytest.raises(NotFound, match=r"no embedding.* run .rayrec embed"):
         index(IndexConfig(), embedded)
     assert embedded.versions("indexes") == []
     assert embedded.names("indexes") == []

@@ -113,3 +113,22 @@ def test_doctor_fails_on_a_workspace_that_is_not_there(tmp_path: Path) -> None:
     result = run("doctor", "--json", "-w", f"{tmp_path}/none")
     assert result.exit_code == 1
     assert [c["state"] for c in json.loads(result.stdout) if c["name"] == "workspace"] == ["fail"]
+
+
+@pytest.mark.parametrize(
+    ("text", "filters"),
+    [
+        ("category=Grocery > Snacks", {"category": ["Grocery > Snacks"]}),
+        ("brand=A<B", {"brand": ["A<B"]}),
+        ("attributes.size=<5 in", {"attributes.size": ["<5 in"]}),
+        ("available=TRUE", {"available": True}),
+    ],
+)
+def test_the_first_sign_of_a_filter_counts(text: str, filters: dict[str, object]) -> None:
+    assert parse_filters([text]) == filters
+
+
+@pytest.mark.parametrize("texts", [["available=yes"], ["brand=HP", "brand>=3"], ["price_cents>=a"], ["brand"]])
+def test_a_filter_that_means_nothing_is_refused(texts: list[str]) -> None:
+    with pytest.raises(SchemaError, match="--filter"):
+        parse_filters(texts)

@@ -242,3 +242,19 @@ def test_words_answer_while_the_encoder_fails_and_the_failure_is_not_kept(tmp_pa
     engine.encoder.broken = False
     healed = engine.search("pizza", mode=mode)
     assert (healed.coverage.dense, healed.coverage.degraded, healed.coverage.why) == ("ok", False, None)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+@pytest.mark.parametrize("dense", ["flat", "hnsw", "ivfpq"])
+def test_the_smallest_catalogs_are_found_by_meaning(tmp_path, n, dense):
+    engine = build_engine(
+        tmp_path, make_items({"item_id": f"i{i}", "title": f"lamp {i}"} for i in range(n)), dense=dense
+    )
+    assert engine.search(f"lamp {n - 1}", mode="dense").hits[0].item_id == f"i{n - 1}"
+
+
+def test_a_query_that_is_no_text_is_refused(tmp_path):
+    engine = build_engine(tmp_path, make_items([{"item_id": "a"}]))
+    with pytest.raises(InvalidRequest, match="Unicode") as refused:
+        engine.search("caf\udcff")
+    assert refused.value.field == "query"

@@ -247,3 +247,10 @@ def test_an_unknown_version_is_not_found_and_a_stale_generation_conflicts(ws: Wo
     with pytest.raises(Conflict, match="at generation 1, not 0"):
         ws.promote(index=version, expect_generation=0)
     assert ws.current() == Pointer(1, version)
+
+
+def test_promoting_what_answers_already_leaves_rollback_its_meaning(ws: Workspace) -> None:
+    first, second = publish(ws), publish(ws)
+    for version in (first, second, second):
+        ws.promote(index=version)
+    assert ws.rollback().index == first

@@ -230,3 +230,10 @@ def test_a_row_is_kept_if_and_only_if_it_is_good(rows: list[tuple[str | None, ..
     items, quarantine = catalog.normalise([raw], SourceConfig(path="s", max_text_chars=20))
     assert items.column("item_id").to_pylist() == sorted(kept)
     assert len({r["row"] for r in quarantine.records}) == len(quarantine) == len(rows) - len(kept)
+
+
+@pytest.mark.parametrize("value", [NOON_US * 1000, -1, 4_102_444_800_000_000])
+def test_a_time_outside_1970_to_2100_is_set_aside(value: int) -> None:
+    kept, aside = cast("updated_us", [NOON_US, value])
+    assert kept == [NOON_US]
+    assert [(r["row"], r["column"], r["found"]) for r in aside] == [(1, "updated_us", str(value))]

@@ -177,3 +177,10 @@ def test_json_columns_of_many_types_are_judged_row_by_row(load: Load) -> None:
         (2, "title"), (3, "price_cents"), (4, "price_cents"), (5, "category"),
     ]  # fmt: skip
     assert json.loads(records[0]["record"])["title"] == {"en": "nested"}
+
+
+def test_a_csv_field_longer_than_a_read_block_costs_its_row_alone(load: Load) -> None:
+    long = "x" * 3_000_000
+    items, aside = load("items.csv", f"item_id,title,description\na,Lamp,{long}\nb,Chair,fine\n")
+    assert items.column("item_id").to_pylist() == ["b"]
+    assert [(r["row"], r["column"]) for r in aside] == [(0, "description")]

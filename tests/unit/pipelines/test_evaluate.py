@@ -69,7 +69,7 @@ def test_fitted_weights_answer_only_if_their_gain_is_clear_of_zero(
         index = staged.publish({"encoder": {"space": "fake"}})
     ws.promote(index=index)
     answering = Engine(engine.shards, engine.encoder, index=index, weights=engine.weights)
-    judged = replace(result, out_of_fold_minus_default_ci95=(low, 0.05))
+    judged = replace(result, fitted_gain_ci95=(low, 0.05))
     version, said = publish_weights(ws, answering, judged)
     assert said is promoted
     assert ws.current().model == (version if promoted else None)
@@ -98,3 +98,11 @@ def test_an_item_of_an_unrated_catalog_counts_as_irrelevant(tmp_path: Path):
     judged = relevance(engine, {f"lamp {n}": {f"i{n}": 1.0, "gone": 0.0} for n in range(12)}, seeds=1)
     assert judged.ndcg10["bm25"] == 1.0
     assert judged.judged10["bm25"] == pytest.approx(1 / 10, abs=0.03)
+
+
+def test_rated_items_that_the_catalog_lacks_count_in_the_ideal_of_every_figure(tmp_path: Path):
+    engine = build_engine(tmp_path, make_items([{"item_id": f"i{n}", "title": f"lamp {n}"} for n in range(12)]))
+    rated = {f"lamp {n}": {f"i{n}": 1.0, "gone": 3.0, "lost": 3.0} for n in range(12)}
+    judged = relevance(engine, rated, seeds=1)
+    assert judged.out_of_fold == [pytest.approx(judged.ndcg10["hybrid"], abs=1e-4)]
+    assert judged.ndcg10["hybrid"] < 0.2

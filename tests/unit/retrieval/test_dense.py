@@ -176,3 +176,23 @@ def test_wrong_counts_are_refused_by_name(tmp_path, said):
 def test_a_missing_index_is_refused_by_name(tmp_path):
     with pytest.raises(IncompatibleArtifact, match=r"dense\.faiss"):
         DenseIndex.load(tmp_path)
+
+
+def test_at_least_finds_all_that_reach_the_floor_on_flat(vectors, queries):
+    flat = DenseIndex.build(vectors, "flat")
+    for query in queries[:5]:
+        floor = float(np.sort(vectors @ query)[-1500]) - 1e-4
+        positions, scores, complete = flat.at_least(query, floor)
+        assert complete
+        assert positions.tolist() == np.flatnonzero(vectors @ query >= floor).tolist()
+        np.testing.assert_allclose(scores, (vectors @ query)[positions], atol=1e-5)
+
+
+def test_at_least_tells_when_a_graph_cut_the_list(vectors, queries):
+    graph = DenseIndex.build(vectors, "hnsw")
+    positions, _, complete = graph.at_least(queries[0], -1.0)
+    assert (len(positions), complete) == (min(1000, len(vectors)), len(vectors) <= 1000)
+    best = float((vectors @ queries[0]).max())
+    positions, _, complete = graph.at_least(queries[0], best - 1e-4)
+    assert complete
+    assert int((vectors @ queries[0]).argmax()) in positions

@@ -12,8 +12,8 @@ def _lexical(rows, scores, complete=True):
     return np.array(rows, np.int64), np.array(scores, np.float32), complete
 
 
-def _dense(rows, cosines):
-    return np.array(rows, np.int64), np.array(cosines, np.float32)
+def _dense(rows, cosines, complete=True):
+    return np.array(rows, np.int64), np.array(cosines, np.float32), complete
 
 
 def test_fusion_of_four_items_by_hand():
@@ -53,39 +53,30 @@ def test_no_candidates_fuse_to_nothing():
 
 
 def test_join_keeps_every_match_of_either_list_once_by_row():
-    asked = []
-
-    def cosines_of(rows):
-        asked.extend(rows.tolist())
-        return np.array([0.05, -0.2], np.float32)
-
-    joined = join(_lexical([8, 3, 5], [9.0, 4.0, 1.0]), _dense([5, 1], [0.8, 0.7]), cosines_of)
+    joined = join(_lexical([8, 3, 5], [9.0, 4.0, 1.0]), _dense([5, 1], [0.8, 0.7]))
     assert joined.rows.tolist() == [1, 3, 5, 8]
     assert joined.lexical.tolist() == [0, 4, 1, 9]
-    assert joined.dense == pytest.approx([0.7, 0.05, 0.8, -0.2])
+    assert joined.dense == pytest.approx([0.7, 0, 0.8, 0])
     assert joined.in_dense.tolist() == [True, False, True, False]
-    assert asked == [3, 8]
     assert joined.exact
 
 
 def test_join_without_vectors_or_without_words():
     words = join(_lexical([2, 1], [3.0, 1.0]), None)
     assert (words.rows.tolist(), words.lexical.tolist(), words.in_dense.any()) == ([1, 2], [1, 3], False)
-    vectors = join(None, _dense([2, 1], [0.75, 0.5]), cosines_of=lambda _: pytest.fail("all cosines are known"))
+    vectors = join(None, _dense([2, 1], [0.75, 0.5]))
     assert (vectors.rows.tolist(), vectors.dense.tolist(), vectors.lexical.any()) == ([1, 2], [0.5, 0.75], False)
 
 
-def test_a_cut_list_of_words_makes_the_join_inexact():
+def test_a_cut_list_makes_the_join_inexact():
     assert not join(_lexical([1], [1.0], complete=False), None).exact
+    assert not join(None, _dense([1], [1.0], complete=False)).exact
 
 
-@pytest.mark.parametrize(
-    ("best", "background", "floor"),
-    [
-        (0.9, (0.1, 0.05), 0.5),  # half-way from .1 to .9, over .1 + 2 * .05
-        (0.4, (0.1, 0.2), 0.5),  # nothing is clear of the crowd: .1 + 2 * .2, above the best itself
-        (0.3, (0.1, 0.05), 0.2),  # both rules agree
-    ],
-)
-def test_dense_floor_by_hand(best, background, floor):
-    assert dense_floor(best, background) == pytest.approx(floor)
+@pytest.mark.parametrize(("best", "background", "floor"), [(0.9, 0.1, 0.5), (0.3, 0.1, 0.2), (0.4, -0.2, 0.1)])
+def test_dense_floor_is_half_way_up_to_the_best(best, background, floor):
+    assert dense_floor(best, background) == pytest.approx(floor, abs=1e-5)
+
+
+def test_the_best_match_counts_even_where_all_are_alike():
+    assert dense_floor(0.7, 0.7) < 0.7
