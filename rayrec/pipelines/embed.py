@@ -146,6 +146,12 @@ def embed_catalog(
     if not texts:
         return 0, needed, encoder_id, {}, 0.0
     workers = config.workers or default_workers(config)
+    if not placeable(config, [node["Resources"] for node in ray.nodes() if node["Alive"]]):
+        log.warning(
+            "no node has the %g CPUs and %g GPUs that a worker needs: waiting until the cluster adds one",
+            config.cpus_per_worker,
+            config.gpus_per_worker,
+        )
     worker = {"ws_uri": ws.uri, "encoder": config.encoder, "encoder_id": str(encoder_id), "export": export}
     done, per_worker, first, last = 0, dict[str, int](), math.inf, 0.0
     for block in run_blocks(texts, hashes, config, workers, worker):
@@ -170,6 +176,12 @@ def default_workers(config: EmbedConfig) -> int:
     if config.gpus_per_worker:
         return max(1, int(resources.get("GPU", 0) / config.gpus_per_worker))
     return max(1, int(resources.get("CPU", 1)))
+
+
+def placeable(config: EmbedConfig, nodes: list[dict[str, float]]) -> bool:
+    """Whether any node, given what each has in all, can hold a worker."""
+    needed = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+    return any(all(node.get(name, 0) >= amount for name, amount in needed.items()) for node in nodes)
 
 
 def pending(ws: Workspace, version: str, store: EmbeddingStore) -> tuple[list[str], pa.Array, int]:
