@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 MODES = ("hybrid", "lexical", "dense")
 _MAX_PAGE_SIZE = 1_000
 _MAX_QUERY_CHARS = 1_000
-_CACHED_QUERIES = 512
+_CACHED_VECTORS = 512
+_CACHED_CANDIDATES = 64  # each up to LEXICAL_CANDIDATES rows of 17 bytes: 110 MB at the very most
 
 
 class Engine:
@@ -55,8 +56,8 @@ class Engine:
         self.weights = weights
         self.versions = {"index": index, "model": model, "log_offset": log_offset}
         self.columns = shards.columns
-        self._vector = lru_cache(_CACHED_QUERIES)(self._encode)
-        self._candidates = lru_cache(_CACHED_QUERIES)(self._find_candidates)
+        self._vector = lru_cache(_CACHED_VECTORS)(self._encode)
+        self._candidates = lru_cache(_CACHED_CANDIDATES)(self._find_candidates)
 
     @classmethod
     def open(cls, workspace: str | os.PathLike[str] | Workspace, *, index: str | None = None) -> "Engine":
