@@ -7,37 +7,38 @@
 
 import logging
 import os
-import secrets
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache, cachedmethod
 
 from rayrec import encoder_exports
-from rayrec.answer import Answer, Coverage, Hit, fingerprint, make_cursor, read_cursor
+from rayrec.answer import Answer, Coverage
 from rayrec.config import FusionWeights
 from rayrec.encoders.base import Encoder
-from rayrec.errors import IncompatibleArtifact, InvalidRequest, NotFound
-from rayrec.ranking import policy, scoring
-from rayrec.ranking.explain import reasons
-from rayrec.retrieval import hybrid
+from rayrec.errors import IncompatibleArtifact, NotFound
+from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.retrieval.base import Candidates
+from rayrec.retrieval.completions import Completion
 from rayrec.retrieval.shards import Shards
+from rayrec.scorer import Near, Scorer
 from rayrec.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-MODES = ("hybrid", "lexical", "dense")
-_MAX_PAGE_SIZE = 1_000
-_MAX_QUERY_CHARS = 1_000
-_CACHED_VECTORS = 512
-_CACHED_CANDIDATES = 64  # each up to LEXICAL_CANDIDATES rows of 17 bytes: 110 MB at the very most
+CACHED_VECTORS = 2_048
+CACHED_CANDIDATES = 64  # each up to LEXICAL_CANDIDATES rows of 17 bytes: 110 MB at the very most
 
 
 class Engine:
-    """One index version, answering. Thread-safe: nothing in it changes after loading but its caches."""
+    """One index version, answering. Thread-safe: nothing in it changes after loading but its caches.
+
+    cached_vectors, cached_candidates: queries whose vector and whose M(q) are kept; 0 keeps none.
+    """
 
     def __init__(
         self,
@@ -48,20 +49,24 @@ class Engine:
         weights: FusionWeights,
         log_offset: int = 0,
         model: str | None = None,
+        cached_vectors: int = CACHED_VECTORS,
+        cached_candidates: int = CACHED_CANDIDATES,
     ):
         if encoder.dim != shards.dim:
             raise IncompatibleArtifact(f"the encoder makes {encoder.dim} dimensions, index {index} has {shards.dim}")
         self.shards = shards
         self.encoder = encoder
-        self.weights = weights
         self.versions = {"index": index, "model": model, "log_offset": log_offset}
-        self.columns = shards.columns
-        self._vector = lru_cache(_CACHED_VECTORS)(self._encode)
-        self._candidates = lru_cache(_CACHED_CANDIDATES)(self._find_candidates)
+        self.scorer = Scorer(shards, weights=weights, versions=self.versions)
+        self._vectors: LRUCache = LRUCache(cached_vectors)
+        self._candidates: LRUCache = LRUCache(cached_candidates)
+        self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, workspace: str | os.PathLike[str] | Workspace, *, index: str | None = None) -> "Engine":
-        """Load the version that `current.json` names, or `index`.
+    def open(
+        cls, workspace: str | os.PathLike[str] | Workspace, *, index: str | None = None, **caches: int
+    ) -> "Engine":
+        """Load the version that `current.json` names, or `index`. caches: as of the constructor.
 
         Raises NotFound without one, IncompatibleArtifact if a file is damaged or the encoder's space differs.
         """
@@ -70,20 +75,31 @@ class Engine:
         version = index or pointer.index
         if version is None:
             raise NotFound(f"no index answers in {ws.uri} yet; run 'rayrec index' (and 'rayrec embed' before it)")
-        directory = ws.local_copy("indexes", version)
-        manifest = ws.manifest("indexes", version)
+        model = pointer.model if index is None else None
+        return cls.load(ws, version, model, **caches)
+
+    @classmethod
+    def load(cls, ws: Workspace, index: str, model: str | None, **caches: int) -> "Engine":
+        """Load a pair of index and model, whatever answers now. Raises as `open`."""
+        directory = ws.local_copy("indexes", index)
+        manifest = ws.manifest("indexes", index)
         encoder = encoder_exports.open_for(ws, manifest["encoder"]["space"])
         if encoder.id.space != manifest["encoder"]["space"]:
             raise IncompatibleArtifact(
-                f"indexes/{version} holds space {manifest['encoder']['space']}, the encoder is of {encoder.id.space}"
+                f"indexes/{index} holds space {manifest['encoder']['space']}, the encoder is of {encoder.id.space}"
             )
-        model = pointer.model if index is None else None
-        weights = FusionWeights()
-        if model is not None:
-            ws.verify("models", model)
-            weights = FusionWeights.model_validate(ws.manifest("models", model)["fusion"])
+        weights = fusion_weights(ws, model)
         shards = Shards.load(directory, manifest["shards"])
-        return cls(shards, encoder, index=version, weights=weights, log_offset=manifest["log_offset"], model=model)
+        offset = manifest["log_offset"]
+        return cls(shards, encoder, index=index, weights=weights, log_offset=offset, model=model, **caches)
+
+    @property
+    def columns(self) -> Any:
+        return self.shards.columns
+
+    @property
+    def weights(self) -> FusionWeights:
+        return self.scorer.weights
 
     # -- search -----------------------------------------------------------------------------------
 
@@ -101,153 +117,76 @@ class Engine:
         mode: str = "hybrid",
         explain: bool = False,
     ) -> Answer:
-        """Items for a query; all items, popular first, without one.
-
-        filters: AND across fields, OR within one; facets: fields to count, each as if its own filter were
-        open, so a count is the total of choosing that value. k: same as page_size. cursor: of the answer
-        before, wins over page. Raises InvalidRequest.
-        """
+        """Items for a query, as `SearchRequest` says. k: same as page_size. Raises InvalidRequest."""
         started = time.perf_counter()
-        page_size = k if k is not None else page_size
-        self._check(query, page, mode)
-        _check_count("page_size", page_size)
-        query = " ".join(query.split())
-        candidates, coverage = self.retrieve(query, mode) if query else (self._everything(), Coverage())
-        # degraded answers rank differently, so a page of one never follows a page of the other
-        request = fingerprint(query, filters or None, sort, mode, page_size, coverage.degraded)
-        if cursor is not None:
-            page = read_cursor(cursor, str(self.versions["index"]), request)
-        mask = self.columns.mask(filters)
-        inside = np.ones(len(candidates.rows), bool) if mask is None else mask[candidates.rows]
-        ranked_by = "lexical" if coverage.dense == "failed" else mode
-        parts = self._search_parts(candidates, ranked_by) if query else {"popular": self._popularity(candidates)}
-        scores = scoring.total(parts)
-        places = np.flatnonzero(inside)
-        order = places[
-            self.columns.order(
-                candidates.rows[places],
-                sort,
-                scores[places],
-                self._popularity(candidates)[places],
-            )
-        ]
-        first = (page - 1) * page_size
-        shown = order[first : first + page_size]
-        records = self.columns.records(candidates.rows[shown])
-        hits = [
-            Hit(
-                record["item_id"],
-                float(scores[place]),
-                record,
-                self._search_reasons(query, record, candidates, parts, place) if explain else None,
-            )
-            for place, record in zip(shown, records, strict=True)
-        ]
-        more = first + page_size < len(order)
-        return self._answer(
-            started,
-            hits,
-            total=len(order),
-            exact=candidates.exact,
-            page=page,
-            coverage=coverage,
-            facets={name: self._facet(name, filters, candidates) for name in facets},
-            cursor=make_cursor(str(self.versions["index"]), request, page + 1) if more else None,
-        )
+        size = page_size if k is None else k
+        request = SearchRequest(query, filters, facets, sort, page, size, cursor, mode, explain)
+        vector, why = self._try_vector(request)
+        return replace(self.answer(request, vector, why), took_ms=_elapsed_ms(started))
 
-    def _check(self, query: str, page: int, mode: str) -> None:
-        if mode not in MODES:
-            raise InvalidRequest("invalid_mode", f"mode: no such mode {mode!r}", field="mode", hint=", ".join(MODES))
-        if page < 1:
-            raise InvalidRequest("invalid_page", f"page: expected 1 or more, got {page}", field="page")
-        if not query.isascii() and query != query.encode("utf-8", "ignore").decode():
-            raise InvalidRequest("invalid_query", "query: not valid Unicode text", field="query")
-        if len(query) > _MAX_QUERY_CHARS:
-            raise InvalidRequest("query_too_long", f"query: over {_MAX_QUERY_CHARS} characters", field="query")
+    def answer(self, request: SearchRequest, vector: np.ndarray | None, why: str | None) -> Answer:
+        """Answer a search whose query was encoded elsewhere. why: what kept it from being encoded, if it was to be."""
+        coverage = search_coverage(request, vector, why)
+        if not request.query:
+            return self.scorer.search(request, self.scorer.everything(), coverage)
+        mode = "lexical" if vector is None else request.mode
+        return self.scorer.search(request, self.candidates(request.query, mode, vector), coverage)
 
     def retrieve(self, query: str, mode: str = "hybrid") -> tuple[Candidates, Coverage]:
         """M(query), before filters and order, and which parts took part."""
-        lexical, dense = ("ok" if mode != "dense" else "skipped"), ("ok" if mode != "lexical" else "skipped")
-        if dense == "ok":
-            try:
-                self._vector(query)
-            except Exception as error:  # whatever a runtime throws, words still answer, and the answer says so
-                log.exception("encoding a query failed")
-                why = f"the encoder failed ({type(error).__name__})"
-                return self._candidates(query, "lexical"), Coverage("ok", "failed", degraded=True, why=why)
-        return self._candidates(query, mode), Coverage(lexical, dense)
+        request = SearchRequest(query, mode=mode)
+        vector, why = self._try_vector(request)
+        mode = "lexical" if vector is None else mode
+        return self.candidates(request.query, mode, vector), search_coverage(request, vector, why)
 
-    def _encode(self, query: str) -> np.ndarray:
+    def _try_vector(self, request: SearchRequest) -> tuple[np.ndarray | None, str | None]:
+        """(vector, None), or (None, why not)."""
+        if not request.wants_vector:
+            return None, None
+        try:
+            return self.vector(request.query), None
+        except Exception as error:  # whatever a runtime throws, words still answer, and the answer says so
+            log.exception("encoding a query failed")
+            return None, f"the encoder failed ({type(error).__name__})"
+
+    @cachedmethod(lambda self: self._vectors, lock=lambda self: self._lock)
+    def vector(self, query: str) -> np.ndarray:
+        """float32 (D,)."""
         return self.encoder.encode([query])[0]
 
-    def _find_candidates(self, query: str, mode: str) -> Candidates:
-        lexical = self.shards.match(query, hybrid.LEXICAL_CANDIDATES) if mode != "dense" else None
-        if mode == "lexical":
-            return hybrid.join(lexical, None)
-        vector = self._vector(query)
-        best = float(self.shards.nearest(vector, 1)[1].max(initial=-1.0))
-        floor = hybrid.dense_floor(best, self.shards.background(vector))
-        return hybrid.join(lexical, self.shards.at_least(vector, floor))
+    def candidates(self, query: str, mode: str, vector: np.ndarray | None) -> Candidates:
+        """M(query), given its vector unless mode is lexical."""
+        with self._lock:
+            known = self._candidates.get((query, mode))
+        if known is not None:
+            return known
+        probe = self.scorer.probe(query, mode, vector)
+        found = self.scorer.candidates(probe, self.shards.find(probe))
+        with self._lock:
+            if self._candidates.maxsize:
+                self._candidates[query, mode] = found
+        return found
 
-    def _everything(self) -> Candidates:
-        n = self.columns.n
-        return Candidates(np.arange(n), np.zeros(n, np.float32), np.zeros(n, np.float32), np.zeros(n, bool))
-
-    def _search_parts(self, candidates: Candidates, mode: str) -> scoring.Parts:
-        share = {"hybrid": self.weights.dense, "lexical": 0.0, "dense": 1.0}[mode]
-        return hybrid.fuse(candidates, self.weights.model_copy(update={"dense": share}))
-
-    def _popularity(self, candidates: Candidates) -> np.ndarray:
-        return self.shards.behavior.popularity[candidates.rows].astype(np.float64)
-
-    def _facet(self, name: str, filters: Mapping[str, Any] | None, candidates: Candidates) -> Any:
-        mask = self.columns.mask({field: v for field, v in (filters or {}).items() if field != name})
-        rows = candidates.rows if mask is None else candidates.rows[mask[candidates.rows]]
-        return self.columns.facet(name, rows)
-
-    def _search_reasons(
-        self, query: str, record: dict[str, Any], candidates: Candidates, parts: scoring.Parts, place: int
-    ) -> list[dict[str, Any]]:
-        def words() -> str:
-            text = " ".join(str(v) for v in (record["title"], record["brand"], record["description"]) if v)
-            text += " " + " ".join(v for v in [*(record["category"] or []), *record["attributes"].values()] if v)
-            there = set(self.shards.terms(text))
-            found = [w for w in query.split() if there.intersection(self.shards.terms(w))]
-            return "says " + ", ".join(f"'{word}'" for word in dict.fromkeys(found))
-
-        return reasons(
-            parts,
-            place,
-            {
-                "lexical": words,
-                "dense": lambda: f"close in meaning (cosine {candidates.dense[place]:.2f})",
-                "popular": lambda: "often bought lately",
-            },
-        )
+    def suggest(self, prefix: str, k: int = 8) -> list[Completion]:
+        """How the shop would finish what is being typed, most wanted first."""
+        return self.scorer.suggest(prefix, k)
 
     # -- items ------------------------------------------------------------------------------------
 
     def item(self, item_id: str) -> dict[str, Any]:
         """The item. Raises NotFound."""
-        return self.columns.records([self._row(item_id)])[0]
+        return self.scorer.item(item_id)
 
     def similar(
         self, item_id: str, *, k: int = 24, filters: Mapping[str, Any] | None = None, explain: bool = False
     ) -> Answer:
-        """Items like this one, in content or because they are bought together. Raises NotFound."""
+        """Items like this one, as `SimilarRequest` says. Raises NotFound, InvalidRequest."""
+        return self.answer_similar(SimilarRequest(item_id, k, filters, explain))
+
+    def answer_similar(self, request: SimilarRequest) -> Answer:
         started = time.perf_counter()
-        _check_count("k", k)
-        row = self._row(item_id)
-        rows, parts = scoring.similar(self.shards, row, policy.eligible(self.columns, self.columns.mask(filters)))
-        title = self.columns.records([row])[0]["title"]
-
-        def texts(_: int) -> dict[str, Any]:
-            return {
-                "content": lambda: f"like {title}",
-                "together": lambda: f"bought together with {title}",
-            }
-
-        return self._ranked(started, rows, parts, k, texts if explain else None, Coverage(dense="ok", behavior="ok"))
+        plan = self.scorer.plan_similar(request)
+        return replace(self.scorer.similar(request, plan, self._near(plan.near)), took_ms=_elapsed_ms(started))
 
     def recommend(
         self,
@@ -258,87 +197,37 @@ class Engine:
         filters: Mapping[str, Any] | None = None,
         explain: bool = False,
     ) -> Answer:
-        """Items for a shopper, from their history and `recent_item_ids` (oldest first); else what is popular.
+        """Items for a shopper, as `RecommendRequest` says. Raises InvalidRequest."""
+        return self.answer_recommend(RecommendRequest(user_id, recent_item_ids, k, filters, explain))
 
-        Recent items the catalog does not know are passed over.
-        """
+    def answer_recommend(self, request: RecommendRequest) -> Answer:
         started = time.perf_counter()
-        _check_count("k", k)
-        behavior = self.shards.behavior
-        history, ages = behavior.history(user_id) if user_id is not None else (np.empty(0, np.int64), np.empty(0))
-        recent = [self.columns.row_of[i] for i in recent_item_ids if i in self.columns.row_of]
-        history = np.concatenate([history, np.array(recent, np.int64)])
-        ages = np.concatenate([ages, np.zeros(len(recent))])
-        allowed = policy.eligible(self.columns, self.columns.mask(filters))
-        rows, parts = scoring.recommend(self.shards, history, ages, allowed)
+        plan = self.scorer.plan_recommend(request)
+        return replace(self.scorer.recommend(request, plan, self._near(plan.near)), took_ms=_elapsed_ms(started))
 
-        def texts(row: int) -> dict[str, Any]:
-            return {
-                "repeat": lambda: f"{behavior.repeat[row]:.0%} of its buyers buy it again, and it is one of yours",
-                "together": lambda: self._companion_text(row, history),
-                "content": lambda: "like what you buy",
-                "popular": lambda: "often bought lately",
-            }
-
-        coverage = Coverage(dense="ok" if len(history) else "skipped", behavior="ok")
-        return self._ranked(started, rows, parts, k, texts if explain else None, coverage)
-
-    def _companion_text(self, row: int, history: np.ndarray) -> str:
-        companion = scoring.companions(self.shards.behavior, row, history)
-        if companion is None:
-            return "bought together with your items"
-        return f"bought together with {self.columns.records([companion])[0]['title']}"
-
-    def _row(self, item_id: str) -> int:
-        if item_id not in self.columns.row_of:
-            raise NotFound(f"item {item_id!r} is not in index {self.versions['index']}")
-        return self.columns.row_of[item_id]
-
-    def _ranked(
-        self, started: float, rows: np.ndarray, parts: scoring.Parts, k: int, texts: Any, coverage: Coverage
-    ) -> Answer:
-        scores = scoring.total(parts)
-        best = np.lexsort((rows, -scores))[:k]
-        hits = [
-            Hit(
-                record["item_id"],
-                float(scores[place]),
-                record,
-                reasons(parts, place, texts(int(rows[place]))) if texts else None,
-            )
-            for place, record in zip(best, self.columns.records(rows[best]), strict=True)
-        ]
-        return self._answer(
-            started, hits, total=len(hits), exact=True, page=1, coverage=coverage, facets={}, cursor=None
-        )
-
-    def _answer(
-        self,
-        started: float,
-        hits: list[Hit],
-        *,
-        total: int,
-        exact: bool,
-        page: int,
-        coverage: Coverage,
-        facets: dict[str, Any],
-        cursor: str | None,
-    ) -> Answer:
-        return Answer(
-            request_id=secrets.token_hex(8),
-            hits=hits,
-            total=total,
-            total_is_exact=exact,
-            facets=facets,
-            page=page,
-            cursor=cursor,
-            took_ms=round((time.perf_counter() - started) * 1000, 3),
-            coverage=coverage,
-            versions=dict(self.versions),
-        )
+    def _near(self, near: Near | None) -> np.ndarray:
+        return NOTHING if near is None else self.shards.nearest(near.vector, near.k, near.allowed)
 
 
-def _check_count(field: str, wanted: int) -> None:
-    if not 1 <= wanted <= _MAX_PAGE_SIZE:
-        message = f"{field}: expected 1 to {_MAX_PAGE_SIZE}, got {wanted}"
-        raise InvalidRequest(f"invalid_{field}", message, field=field)
+NOTHING = np.empty(0, np.int64)
+
+
+def fusion_weights(ws: Workspace, model: str | None) -> FusionWeights:
+    """What a model version says, or the default. Raises IncompatibleArtifact, NotFound."""
+    if model is None:
+        return FusionWeights()
+    return FusionWeights.model_validate(ws.verify("models", model)["fusion"])
+
+
+def search_coverage(request: SearchRequest, vector: np.ndarray | None, why: str | None) -> Coverage:
+    """Which parts take part in a search, given the query's vector or what kept it from being made."""
+    if not request.query:
+        return Coverage()
+    if why is not None:
+        return Coverage("ok", "failed", degraded=True, why=why)
+    lexical = "skipped" if request.mode == "dense" else "ok"
+    return Coverage(lexical, "skipped" if vector is None else "ok")
+
+
+def _elapsed_ms(started: float) -> float:
+    return round((time.perf_counter() - started) * 1000, 3)

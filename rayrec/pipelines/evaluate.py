@@ -9,10 +9,11 @@ from pyarrow import fs as pafs
 
 from rayrec.config import FusionWeights
 from rayrec.data import readers
-from rayrec.engine import MODES, Engine
+from rayrec.engine import Engine
 from rayrec.errors import SchemaError
 from rayrec.evaluation import fusion
 from rayrec.evaluation.metrics import bootstrap_ci, judged, ndcg
+from rayrec.request import MODES
 from rayrec.workspace import Workspace
 
 SEEDS = 20

@@ -1,59 +1,77 @@
 """Scores as sums of named parts, so that every hit can say what put it there.
 
-`parts` maps a part's name to its weighted contribution, float64 (C,), one per candidate row.
+`parts` maps a part's name to its weighted contribution, float64 (C,), one per candidate row. `vectors` maps
+rows to float32 (len(rows), D).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from rayrec.retrieval.base import top_k
 from rayrec.retrieval.behavior import BehaviorIndex
-from rayrec.retrieval.shards import Shards
 
 # Recall@10 of the next basket, Complete Journey, 2,469 households' last baskets held out: popularity .144,
 # bought together .096, bought again .206; these weights .203, and they serve shoppers without repeats too.
 REPEAT, TOGETHER, CONTENT, POPULAR = 1.0, 0.3, 0.2, 0.1
+NEAREST = 200
 _SIMILAR_TOGETHER = 0.3
 _HISTORY_HALF_LIFE_DAYS = 60.0
-_NEAREST = 200
 _POPULAR_CANDIDATES = 200
 
 Parts = dict[str, np.ndarray]
+Vectors = Callable[[np.ndarray], np.ndarray]
 
 
 def total(parts: Parts) -> np.ndarray:
     return np.sum(list(parts.values()), axis=0)
 
 
-def similar(shards: Shards, row: int, allowed: np.ndarray | None) -> tuple[np.ndarray, Parts]:
-    """(rows, parts) for items like `row`: near in content, or bought with it."""
-    vector = shards.vectors(np.array([row]))[0]
-    near, _ = shards.nearest(vector, _NEAREST + 1, allowed)
-    together = shards.behavior.neighbours[row]
+def similar(
+    row: int,
+    vector: np.ndarray,
+    near: np.ndarray,
+    behavior: BehaviorIndex,
+    vectors: Vectors,
+    allowed: np.ndarray | None,
+) -> tuple[np.ndarray, Parts]:
+    """(rows, parts) for items like `row`: the rows `near` its vector, or bought with it."""
+    together = behavior.neighbours[row]
     rows = _candidates([near, together.indices], allowed, without=np.array([row]))
     return rows, {
-        "content": shards.vectors(rows) @ vector.astype(np.float64),
+        "content": vectors(rows) @ vector.astype(np.float64),
         "together": _SIMILAR_TOGETHER * _relative(_at(together.indices, together.data, rows)),
     }
 
 
-def recommend(
-    shards: Shards, history: np.ndarray, ages_days: np.ndarray, allowed: np.ndarray | None
-) -> tuple[np.ndarray, Parts]:
-    """(rows, parts) for a shopper with this history (rows, oldest first, and their ages).
+@dataclass(frozen=True)
+class Taste:
+    """What a shopper has: distinct rows, how much each weighs, and their weighted mean as a unit vector (D,)."""
 
-    A stranger gets what is popular.
-    """
-    behavior = shards.behavior
+    own: np.ndarray
+    mass: np.ndarray
+    vector: np.ndarray
+
+    @classmethod
+    def of(cls, history: np.ndarray, ages_days: np.ndarray, vectors: Vectors) -> "Taste | None":
+        """Of a history (rows, oldest first, and their ages); None of a stranger."""
+        if not len(history):
+            return None
+        own, mass = _mass(history, ages_days)
+        vector = mass @ vectors(own)
+        return cls(own, mass, vector / max(float(np.linalg.norm(vector)), 1e-9))
+
+
+def recommend(
+    taste: Taste | None, near: np.ndarray, behavior: BehaviorIndex, vectors: Vectors, allowed: np.ndarray | None
+) -> tuple[np.ndarray, Parts]:
+    """(rows, parts) for a shopper of this taste, given the rows `near` its vector; popular items for a stranger."""
     popular = top_k(np.where(True if allowed is None else allowed, behavior.popularity, -1), _POPULAR_CANDIDATES)
-    if not len(history):
+    if taste is None:
         rows = _candidates([popular], allowed)
         return rows, {"popular": behavior.popularity[rows].astype(np.float64)}
-    own, mass = _mass(history, ages_days)
-    vector = mass @ shards.vectors(own)
-    vector /= max(float(np.linalg.norm(vector)), 1e-9)
-    near, _ = shards.nearest(vector.astype(np.float32), _NEAREST, allowed)
+    own, mass = taste.own, taste.mass
     together = behavior.neighbours[own].T @ mass
     repeats = own[behavior.repeat[own] > 0]
     rows = _candidates([popular, near, np.flatnonzero(together), repeats], allowed)
@@ -61,7 +79,7 @@ def recommend(
         "repeat": REPEAT * behavior.repeat[rows] * (1 - np.exp(-_at(own, mass, rows))),
         "together": TOGETHER * _relative(together[rows]),
         # what they have is nearest to itself: `repeat` alone says whether it is wanted again
-        "content": CONTENT * np.clip(shards.vectors(rows) @ vector, 0, 1) * ~np.isin(rows, own),
+        "content": CONTENT * np.clip(vectors(rows) @ taste.vector, 0, 1) * ~np.isin(rows, own),
         "popular": POPULAR * behavior.popularity[rows].astype(np.float64),
     }
 

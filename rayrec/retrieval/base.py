@@ -28,6 +28,36 @@ class Candidates:
     exact: bool = True
 
 
+@dataclass(frozen=True)
+class Probe:
+    """What one query asks of every shard.
+
+    query: words to match; None asks for none. vector: float32 (D,), L2-normalised; None asks for no vectors.
+    background: the query's mean cosine to items in general, from which the dense floor is reckoned.
+    """
+
+    query: str | None
+    vector: np.ndarray | None = None
+    background: float = 0.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one shard has for one probe; rows int64 are of the whole catalog, in no order.
+
+    words and bm25: the items that share a word, all_words: none was cut. near and cosine: the items above the
+    floor that the shard's own best match sets, all_near: none was cut. best: that match; -1 without vectors.
+    """
+
+    words: np.ndarray
+    bm25: np.ndarray
+    all_words: bool
+    near: np.ndarray
+    cosine: np.ndarray
+    all_near: bool
+    best: float
+
+
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     """Positions of the k highest of a 1-d array, descending, ties by position."""
     k = min(k, len(scores))

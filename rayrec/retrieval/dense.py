@@ -6,6 +6,7 @@ IVF-PQ (re-ranked on 8-bit vectors) is for catalogs that would not fit otherwise
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,14 @@ class DenseIndex:
         (directory / "dense.json").write_text(json.dumps(said))
 
     @classmethod
-    def load(cls, directory: Path) -> "DenseIndex":
-        """Raises IncompatibleArtifact that names the file if it cannot be read or is not what it says."""
+    def load(cls, directory: Path, *, mapped: bool = False) -> "DenseIndex":
+        """mapped: leave flat vectors in the file, for whoever reads a few rows only.
+
+        Raises IncompatibleArtifact that names the file if it cannot be read or is not what it says."""
         file = directory / "dense.faiss"
         try:
             said = json.loads((directory / "dense.json").read_text())
-            index = faiss.read_index(os.fspath(file))
+            index = faiss.read_index(os.fspath(file), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
         except (RuntimeError, OSError, ValueError) as error:
             raise IncompatibleArtifact(f"{file}: not a readable FAISS index ({error})") from error
         if (index.ntotal, index.d) != (said.get("n"), said.get("dim")):
@@ -114,19 +117,34 @@ class DenseIndex:
             scores, rows = self._index.search(queries, k_found, params=parameters)
         return _tidy(rows, scores, k)
 
-    def at_least(self, query: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray, bool]:
-        """(positions, scores, complete): the vectors whose product with one query (D,) is `floor` or more.
+    def above(
+        self, queries: np.ndarray, floors: Sequence[Callable[[float], float]]
+    ) -> list[tuple[np.ndarray, np.ndarray, bool, float]]:
+        """(positions, scores, complete, best) per query: the vectors whose product reaches its floor.
 
-        Flat finds all of them; the others look among the _NEAREST ones, and `complete` tells if that cut any.
+        queries: float32 (B, D). floors: best product -> least product that counts. Flat scans all vectors once
+        for the whole batch; the others look among the _NEAREST ones, and `complete` tells if that cut any.
         """
-        if self.kind == "flat":
-            view = self._flat_view()
-            scores = np.empty(0, np.float32) if view is None else view @ query
-            positions = np.flatnonzero(scores >= floor)
-            return positions, scores[positions], True
-        found = self.search(query[None], min(_NEAREST, self.n))
-        above = found.scores[0] >= floor
-        return found.rows[0][above], found.scores[0][above], not above.all() or self.n <= _NEAREST
+        if not self.n:
+            return [(np.empty(0, np.int64), np.empty(0, np.float32), True, -1.0) for _ in floors]
+        if self.kind != "flat":
+            found = self.search(queries, min(_NEAREST, self.n))
+            return [self._above(*each) for each in zip(found.rows, found.scores, floors, strict=True)]
+        view = self._flat_view()
+        assert view is not None
+        answers = []
+        for scores, floor_of in zip((view @ queries.T).T, floors, strict=True):
+            best = float(scores.max())
+            positions = np.flatnonzero(scores >= floor_of(best))
+            answers.append((positions, scores[positions], True, best))
+        return answers
+
+    def _above(
+        self, rows: np.ndarray, scores: np.ndarray, floor_of: Callable[[float], float]
+    ) -> tuple[np.ndarray, np.ndarray, bool, float]:
+        best = float(scores[0])
+        above = scores >= floor_of(best)
+        return rows[above], scores[above], not above.all() or self.n <= _NEAREST, best
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """float32 (len(positions), D); IVF-PQ returns its 8-bit copies."""

@@ -6,7 +6,8 @@ that value cannot disagree.
 >>> filters.mask({"brand": ["HP", "Dell"], "price_cents": {"gte": 1000}})   # doctest: +SKIP
 """
 
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,8 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import scipy.sparse as sp
+from cachetools import LRUCache
 
 from rayrec.errors import InvalidRequest
+from rayrec.retrieval.base import top_k
 
 SEPARATOR = " > "
 SORTS = ("relevance", "price_asc", "price_desc", "newest", "popular")
@@ -25,6 +29,7 @@ _BOUNDS = {"gte": np.greater_equal, "gt": np.greater, "lte": np.less_equal, "lt"
 _ATTRIBUTE = "attributes."
 _NULL_NUMBER = np.iinfo(np.int64).min
 _PRICE_RANGES = 5
+_CACHED_RECORDS = 20_000  # of about 1 KB
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class ItemColumns:
         self.items = items.combine_chunks()
         self.n = items.num_rows
         self._codes: dict[str, Codes] = {}
+        self._records: LRUCache = LRUCache(_CACHED_RECORDS)
+        self._lock = threading.Lock()
 
     @cached_property
     def row_of(self) -> dict[str, int]:
@@ -72,7 +79,22 @@ class ItemColumns:
 
     def numbers(self, field: str) -> np.ndarray:
         """int64 (N,) of price_cents or updated_us; the least int64 where there is none."""
-        return pc.fill_null(self.items.column(field), _NULL_NUMBER).to_numpy()
+        return self._numbers[field]
+
+    @cached_property
+    def _numbers(self) -> dict[str, np.ndarray]:
+        return {name: pc.fill_null(self.items.column(name), _NULL_NUMBER).to_numpy() for name in _NUMBERS}
+
+    @cached_property
+    def _subtrees(self) -> tuple[list[str], sp.csr_matrix]:
+        """(all paths and their ancestors, sorted; which of them each category code counts for, one row a code)."""
+        paths = [path.split(SEPARATOR) for path in self.words("category").words]
+        prefixes = [[SEPARATOR.join(path[: i + 1]) for i in range(len(path))] for path in paths]
+        names = sorted({name for each in prefixes for name in each})
+        place = {name: i for i, name in enumerate(names)}
+        columns = [place[name] for each in prefixes for name in each]
+        start = np.cumsum([0, *(len(each) for each in prefixes)])
+        return names, sp.csr_matrix((np.ones(len(columns), np.int64), columns, start), (len(paths), len(names)))
 
     @cached_property
     def available(self) -> np.ndarray:
@@ -150,17 +172,19 @@ class ItemColumns:
         if field == "price_cents":
             return self._spans(field, rows)
         if field == "available":
-            counted = np.bincount(self.available[rows].astype(int), minlength=2)
-            counts: dict[Any, int] = {True: int(counted[1]), False: int(counted[0])}
+            names: list[Any] = [False, True]
+            counts = np.bincount(self.available[rows].astype(int), minlength=2)
         else:
             self._known(field, f"facets.{field}")
             codes = self.words(field)
-            found = np.bincount(codes.of_row[rows] + 1, minlength=len(codes.words) + 1)[1:]
-            counts = {codes.words[i]: int(found[i]) for i in np.flatnonzero(found)}
+            names = codes.words
+            counts = np.bincount(codes.of_row[rows] + 1, minlength=len(names) + 1)[1:]
             if field == "category":
-                counts = _with_ancestors(counts)
-        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        return [{"value": value, "count": count} for value, count in ordered[:limit] if count]
+                names, belongs = self._subtrees
+                counts = counts @ belongs
+        found = np.flatnonzero(counts)
+        order = found[np.lexsort((found, -counts[found]))][:limit]  # names are sorted, so ties are by name
+        return [{"value": names[i], "count": int(counts[i])} for i in order]
 
     def _spans(self, field: str, rows: np.ndarray) -> dict[str, Any]:
         values = self.numbers(field)[rows]
@@ -181,39 +205,37 @@ class ItemColumns:
 
     # -- order ------------------------------------------------------------------------------------
 
-    def order(self, rows: np.ndarray, sort: str, scores: np.ndarray, popularity: np.ndarray) -> np.ndarray:
-        """Places in `rows` in the order of `sort`; items without the value last; ties by item_id.
+    def order(
+        self, rows: np.ndarray, sort: str, scores: np.ndarray, popularity: np.ndarray | None, k: int
+    ) -> np.ndarray:
+        """Places in `rows` (ascending) of the first k in the order of `sort`; items without the value come last.
 
-        scores and popularity: one value per place in `rows`.
+        scores and popularity: one value per place in `rows`. Ties by item_id.
         """
         if sort == "relevance":
-            key = -scores
-        elif sort == "popular":
-            key = -popularity
-        elif sort in ("price_asc", "price_desc", "newest"):
+            return top_k(scores, k)
+        if sort == "popular":
+            assert popularity is not None
+            return top_k(popularity, k)
+        if sort in ("price_asc", "price_desc", "newest"):
             field = "updated_us" if sort == "newest" else "price_cents"
             values = self.numbers(field)[rows]
             missing = values == _NULL_NUMBER
             signed = values if sort == "price_asc" else -np.where(missing, 0, values)
-            return np.lexsort((rows, np.where(missing, 0, signed), missing))
-        else:
-            raise InvalidRequest("invalid_sort", f"sort: no such order {sort!r}", field="sort", hint=", ".join(SORTS))
-        return np.lexsort((rows, key))
+            return np.lexsort((rows, np.where(missing, 0, signed), missing))[:k]
+        raise InvalidRequest("invalid_sort", f"sort: no such order {sort!r}", field="sort", hint=", ".join(SORTS))
 
-    def records(self, rows: Iterable[int]) -> list[dict[str, Any]]:
-        """The items at `rows` as plain dicts."""
-        records = self.items.take(pa.array(list(rows), pa.int64())).to_pylist()
-        for record in records:
-            record["attributes"] = dict(record["attributes"] or [])
-        return records
-
-
-def _with_ancestors(counts: dict[str, int]) -> dict[str, int]:
-    """{'A > B': 2, 'A': 1} -> {'A > B': 2, 'A': 3}"""
-    totals: dict[str, int] = {}
-    for path, count in counts.items():
-        parts = path.split(SEPARATOR)
-        for depth in range(1, len(parts) + 1):
-            prefix = SEPARATOR.join(parts[:depth])
-            totals[prefix] = totals.get(prefix, 0) + count
-    return totals
+    def records(self, rows: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        """The items at `rows` as plain dicts; lists and maps in them are shared, so they are to be read only."""
+        wanted = [int(row) for row in rows]
+        with self._lock:
+            known = {row: self._records[row] for row in wanted if row in self._records}
+        lacking = [row for row in wanted if row not in known]
+        if lacking:
+            made = self.items.take(pa.array(lacking, pa.int64())).to_pylist()
+            for record in made:
+                record["attributes"] = dict(record["attributes"] or [])
+            known.update(zip(lacking, made, strict=True))
+            with self._lock:
+                self._records.update(zip(lacking, made, strict=True))
+        return [dict(known[row]) for row in wanted]

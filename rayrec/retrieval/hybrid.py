@@ -4,10 +4,12 @@ M(q) = all lexical matches, and all items above a dense floor. It depends on not
 the index, so filters, facets and pages agree by construction.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from rayrec.config import FusionWeights
-from rayrec.retrieval.base import Candidates, top_k
+from rayrec.retrieval.base import Candidates, Found, top_k
 
 LEXICAL_CANDIDATES = 100_000
 # Half-way from what the query has in common with items in general up to its best match: nDCG@10 on
@@ -20,20 +22,23 @@ def dense_floor(best: float, background: float) -> float:
     return background + _FLOOR_SHARE * (best - background) - 1e-6  # so that the best one always counts
 
 
-def join(
-    lexical: tuple[np.ndarray, np.ndarray, bool] | None, dense: tuple[np.ndarray, np.ndarray, bool] | None
-) -> Candidates:
-    """M(q) of (rows, BM25, complete) and (rows, cosine, complete) of the items above the floor."""
-    words, bm25, all_words = lexical or (np.empty(0, np.int64), np.empty(0, np.float32), True)
-    near, cosine, all_near = dense or (np.empty(0, np.int64), np.empty(0, np.float32), True)
-    rows = np.union1d(words, near)
-    lexical_of = np.zeros(len(rows), np.float32)
-    lexical_of[np.searchsorted(rows, words)] = bm25
-    dense_of = np.zeros(len(rows), np.float32)
-    in_dense = np.zeros(len(rows), bool)
-    at = np.searchsorted(rows, near)
-    dense_of[at], in_dense[at] = cosine, True
-    return Candidates(rows, lexical_of, dense_of, in_dense, all_words and all_near)
+def join(shards: Sequence[Found], background: float, n: int) -> Candidates:
+    """M(q) over all shards of a catalog of `n` items.
+
+    The floor of the best match anywhere is at or above every shard's own, so no shard has left an item out.
+    """
+    floor = dense_floor(max((found.best for found in shards), default=-1.0), background)
+    lexical = np.zeros(n, np.float32)
+    dense = np.zeros(n, np.float32)
+    in_dense = np.zeros(n, bool)
+    for found in shards:
+        lexical[found.words] = found.bm25
+        above = found.cosine >= floor
+        dense[found.near[above]] = found.cosine[above]
+        in_dense[found.near[above]] = True
+    rows = np.flatnonzero((lexical > 0) | in_dense)
+    exact = all(found.all_words and found.all_near for found in shards)
+    return Candidates(rows, lexical[rows], dense[rows], in_dense[rows], exact)
 
 
 def fuse(candidates: Candidates, weights: FusionWeights) -> dict[str, np.ndarray]:

@@ -90,8 +90,9 @@ class LexicalIndex:
                 clause = tantivy.Query.term_query(self._schema, name, term, index_option="freq")
                 clauses.append((tantivy.Occur.Should, tantivy.Query.boost_query(clause, boost)))
         found = self._searcher.search(tantivy.Query.boolean_query(clauses), limit=limit, count=True)
-        rows = self._searcher.fast_field_values("row", [address for _, address in found.hits])
-        scores = np.fromiter((score for score, _ in found.hits), np.float32, len(found.hits))
+        hits = found.hits  # made anew at every access
+        rows = self._searcher.fast_field_values("row", [address for _, address in hits])
+        scores = np.fromiter((score for score, _ in hits), np.float32, len(hits))
         positions = np.asarray(rows, np.int64)
         order = np.lexsort((positions, -scores))
-        return positions[order], scores[order], found.count == len(found.hits)
+        return positions[order], scores[order], found.count == len(hits)

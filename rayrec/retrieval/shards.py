@@ -1,4 +1,4 @@
-"""One index version, loaded: its shards seen as one.
+"""One index version, loaded: its shards, alone or seen as one.
 
 Row r of the catalog is position r // S of shard r % S, so no map between them is kept, and hashing
 by place spreads words evenly: BM25 statistics are each shard's own, as in most search engines.
@@ -6,6 +6,7 @@ by place spreads words evenly: BM25 statistics are each shard's own, as in most 
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayrec.errors import IncompatibleArtifact
-from rayrec.retrieval.base import Hits, merge_top_k
+from rayrec.retrieval import hybrid
+from rayrec.retrieval.base import Found, Hits, Probe, merge_top_k
 from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.retrieval.dense import DenseIndex
 from rayrec.retrieval.filters import ItemColumns
@@ -42,84 +44,123 @@ def build_shard(
     return index.kind
 
 
+class Shard:
+    """One shard's vectors and words. Its rows are those of the whole catalog, `number` of `count` shards."""
+
+    def __init__(self, dense: DenseIndex, lexical: LexicalIndex, number: int = 0, count: int = 1):
+        self.dense = dense
+        self.lexical = lexical
+        self.number = number
+        self.count = count
+
+    @classmethod
+    def load(cls, directory: Path, number: int, count: int, *, mapped: bool = False) -> "Shard":
+        """Shard `number` of the index version at `directory`. Raises IncompatibleArtifact."""
+        base = directory / shard_name(number)
+        try:
+            said = json.loads((base / "shard.json").read_text())
+        except (OSError, ValueError) as error:
+            raise IncompatibleArtifact(f"{base}/shard.json: not readable ({error})") from error
+        dense = DenseIndex.load(base / "dense", mapped=mapped)
+        lexical = LexicalIndex.load(base / "lexical", said["language"])
+        for part, found in (("dense", dense.n), ("lexical", lexical.n)):
+            if found != said["n"]:
+                raise IncompatibleArtifact(f"{base}/{part}: {found} items, shard.json gives it {said['n']}")
+        return cls(dense, lexical, number, count)
+
+    def find(self, probes: Sequence[Probe]) -> list[Found]:
+        """What the shard has for each probe; the vectors of all are compared in one pass."""
+        with_vector = [i for i, probe in enumerate(probes) if probe.vector is not None]
+        above = {}
+        if with_vector:
+            queries = np.stack([probes[i].vector for i in with_vector])  # type: ignore[misc]
+            floors = [partial(hybrid.dense_floor, background=probes[i].background) for i in with_vector]
+            above = dict(zip(with_vector, self.dense.above(queries, floors), strict=True))
+        nothing = (np.empty(0, np.int64), np.empty(0, np.float32), True)
+        answers = []
+        for i, probe in enumerate(probes):
+            limit = hybrid.LEXICAL_CANDIDATES // self.count
+            words, bm25, all_words = nothing if probe.query is None else self.lexical.match(probe.query, limit)
+            near, cosine, all_near, best = above.get(i, (*nothing, -1.0))
+            answers.append(Found(self._rows(words), bm25, all_words, self._rows(near), cosine, all_near, best))
+        return answers
+
+    def nearest(self, query: np.ndarray, k: int, allowed: np.ndarray | None) -> Hits:
+        """The k items nearest to one vector (D,), as Hits of one row. allowed: bool (positions of this shard,)."""
+        found = self.dense.search(query[None], k, allowed)
+        return Hits(np.where(found.rows < 0, -1, self._rows(found.rows)), found.scores)
+
+    def _rows(self, positions: np.ndarray) -> np.ndarray:
+        return positions * self.count + self.number
+
+
 class Shards:
     """All of an index version in memory: vectors, words, items and behaviour."""
 
-    def __init__(
-        self, dense: list[DenseIndex], lexical: list[LexicalIndex], columns: ItemColumns, behavior: BehaviorIndex
-    ):
-        self._dense = dense
-        self._lexical = lexical
+    def __init__(self, shards: Sequence[Shard], columns: ItemColumns, behavior: BehaviorIndex):
+        self._shards = shards
         self.columns = columns
         self.behavior = behavior
-        self.count = len(dense)
-        self.dim = dense[0].dim
-        self._sample = self.vectors(np.linspace(0, columns.n - 1, min(_SAMPLE, columns.n)).astype(np.int64))
+        self.count = len(shards)
+        self.dim = shards[0].dense.dim
+        sample = np.linspace(0, columns.n - 1, min(_SAMPLE, columns.n)).astype(np.int64)
+        self._mean = self.vectors(sample).mean(0)
 
     @classmethod
-    def load(cls, directory: Path, shards: int) -> "Shards":
+    def load(cls, directory: Path, shards: int, *, mapped: bool = False) -> "Shards":
         """Raises IncompatibleArtifact that names what does not fit."""
         items = pq.read_table(directory / "items.parquet")
-        dense, lexical = [], []
-        for shard in range(shards):
-            base = directory / shard_name(shard)
-            said = json.loads((base / "shard.json").read_text())
-            expected = len(shard_rows(items.num_rows, shard, shards))
-            dense.append(DenseIndex.load(base / "dense"))
-            lexical.append(LexicalIndex.load(base / "lexical", said["language"]))
-            for part, found in (("dense", dense[-1].n), ("lexical", lexical[-1].n)):
-                if found != expected:
-                    raise IncompatibleArtifact(f"{base}/{part}: {found} items, items.parquet gives it {expected}")
+        loaded = [Shard.load(directory, number, shards, mapped=mapped) for number in range(shards)]
+        for shard in loaded:
+            expected = len(shard_rows(items.num_rows, shard.number, shards))
+            if shard.dense.n != expected:
+                raise IncompatibleArtifact(
+                    f"{directory / shard_name(shard.number)}: {shard.dense.n} items, items.parquet gives it {expected}"
+                )
         behavior = BehaviorIndex.load(directory / "behavior")
         if len(behavior.popularity) != items.num_rows:
             raise IncompatibleArtifact(
                 f"{directory}/behavior: {len(behavior.popularity)} items, items.parquet has {items.num_rows}"
             )
-        return cls(dense, lexical, ItemColumns(items), behavior)
+        return cls(loaded, ItemColumns(items), behavior)
 
-    def match(self, query: str, limit: int) -> tuple[np.ndarray, np.ndarray, bool]:
-        """(rows, BM25, complete) of the items that share a word with `query`, at most `limit`, best first."""
-        parts = [index.match(query, limit) for index in self._lexical]
-        rows = np.concatenate([p * self.count + s for s, (p, _, _) in enumerate(parts)])
-        scores = np.concatenate([bm25 for _, bm25, _ in parts])
-        order = np.lexsort((rows, -scores))[:limit]
-        return rows[order], scores[order], all(whole for _, _, whole in parts) and len(order) == len(rows)
+    def find(self, probe: Probe) -> list[Found]:
+        """What each shard has for a probe."""
+        return [shard.find([probe])[0] for shard in self._shards]
 
     def terms(self, text: str) -> list[str]:
         """The stems the word index keeps of `text`."""
-        return self._lexical[0].terms(text)
+        return self._shards[0].lexical.terms(text)
 
-    def nearest(self, query: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """(rows, cosine) of the k items nearest to one query vector (D,), best first."""
-        parts = []
-        for shard, index in enumerate(self._dense):
-            mask = None if allowed is None else allowed[shard :: self.count]
-            found = index.search(query[None], k, mask)
-            parts.append(Hits(np.where(found.rows < 0, -1, found.rows * self.count + shard), found.scores))
-        best = merge_top_k(parts, k)
-        valid = best.rows[0] >= 0
-        return best.rows[0][valid], best.scores[0][valid]
-
-    def at_least(self, query: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray, bool]:
-        """(rows, cosine, complete) of the items whose cosine to one query vector (D,) is `floor` or more."""
-        parts = [index.at_least(query, floor) for index in self._dense]
-        rows = np.concatenate([p * self.count + s for s, (p, _, _) in enumerate(parts)])
-        return rows, np.concatenate([scores for _, scores, _ in parts]), all(whole for _, _, whole in parts)
+    def nearest(self, query: np.ndarray, k: int, allowed: np.ndarray | None = None) -> np.ndarray:
+        """Rows of the k items nearest to one query vector (D,), best first. allowed: bool (N,)."""
+        return best_rows([s.nearest(query, k, own_part(allowed, s.number, self.count)) for s in self._shards], k)
 
     def background(self, query: np.ndarray) -> float:
         """The mean cosine of a query to items in general: what `unrelated` looks like."""
-        return float((self._sample @ query).mean())
+        return float(self._mean @ query)
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """float32 (len(rows), D)."""
         rows = np.asarray(rows, np.int64)
         if self.count == 1:
-            return self._dense[0].vectors(rows)
+            return self._shards[0].dense.vectors(rows)
         out = np.empty((len(rows), self.dim), np.float32)
-        for shard, index in enumerate(self._dense):
-            mine = rows % self.count == shard
-            out[mine] = index.vectors(rows[mine] // self.count)
+        for shard in self._shards:
+            mine = rows % self.count == shard.number
+            out[mine] = shard.dense.vectors(rows[mine] // self.count)
         return out
+
+
+def own_part(allowed: np.ndarray | None, number: int, count: int) -> np.ndarray | None:
+    """Of a mask over the catalog, the part of one shard."""
+    return None if allowed is None else allowed[number::count]
+
+
+def best_rows(shards: list[Hits], k: int) -> np.ndarray:
+    """The k best rows over shards that each searched for one vector, best first."""
+    rows = merge_top_k(shards, k).rows[0]
+    return rows[rows >= 0]
 
 
 def attribute_words(attributes: pa.ChunkedArray) -> list[str]:

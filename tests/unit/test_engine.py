@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayrec.engine import MODES
 from rayrec.errors import IncompatibleArtifact, InvalidRequest
+from rayrec.request import MODES
 from rayrec.retrieval.filters import SORTS
 from tests.fakes import (
     BRANDS,

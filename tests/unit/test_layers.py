@@ -14,7 +14,7 @@ LAYERS = {
     "contracts": {"schema", "config", "errors"},
     "storage": {"files", "workspace", "embedding_store", "store"},
     "domain": {"data", "encoders", "retrieval", "ranking", "models", "evaluation"},
-    "engine": {"engine", "answer", "encoder_exports"},
+    "engine": {"engine", "scorer", "request", "answer", "encoder_exports"},
     "pipelines": {"pipelines"},
     "serving": {"serving"},
     "entry": {"__init__", "cli", "demo", "console", "doctor", "jobs"},

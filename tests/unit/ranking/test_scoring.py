@@ -12,7 +12,7 @@ from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.retrieval.dense import DenseIndex
 from rayrec.retrieval.filters import ItemColumns
 from rayrec.retrieval.lexical import LexicalIndex
-from rayrec.retrieval.shards import Shards
+from rayrec.retrieval.shards import Shard, Shards
 from tests.fakes import make_items
 
 # 0 and 1 are alike, 2 is at a right angle to both, 3 is opposite to 0.
@@ -29,12 +29,19 @@ def shards(tmp_path_factory):
     LexicalIndex.build(directory, [""] * 4, [""] * 4)
     behavior = replace(BehaviorIndex.empty(4), popularity=POPULARITY, repeat=REPEAT, neighbours=sp.csr_matrix(TOGETHER))
     columns = ItemColumns(make_items([{"item_id": i} for i in "abcd"]))
-    return Shards([DenseIndex.build(VECTORS, "flat")], [LexicalIndex.load(directory)], columns, behavior)
+    return Shards([Shard(DenseIndex.build(VECTORS, "flat"), LexicalIndex.load(directory))], columns, behavior)
 
 
 def _recommend(shards, history, ages=None, allowed=None):
     ages = np.zeros(len(history)) if ages is None else np.array(ages, float)
-    return scoring.recommend(shards, np.array(history, np.int64), ages, allowed)
+    taste = scoring.Taste.of(np.array(history, np.int64), ages, shards.vectors)
+    near = [] if taste is None else shards.nearest(taste.vector.astype(np.float32), scoring.NEAREST, allowed)
+    return scoring.recommend(taste, np.array(near, np.int64), shards.behavior, shards.vectors, allowed)
+
+
+def _similar(shards, row, allowed=None):
+    near = shards.nearest(VECTORS[row], scoring.NEAREST, allowed)
+    return scoring.similar(row, VECTORS[row], near, shards.behavior, shards.vectors, allowed)
 
 
 def test_total_adds_the_parts():
@@ -43,19 +50,19 @@ def test_total_adds_the_parts():
 
 
 def test_similar_is_cosine_and_being_bought_together(shards):
-    rows, parts = scoring.similar(shards, 0, None)
+    rows, parts = _similar(shards, 0)
     assert rows.tolist() == [1, 2, 3]
     assert parts["content"] == pytest.approx([0.8, 0, -1])
     assert parts["together"] == pytest.approx([0, 0.3, 0.15])  # relative to the strongest companion
 
 
 def test_similar_of_an_item_bought_alone_is_content_only(shards):
-    _, parts = scoring.similar(shards, 1, None)
+    _, parts = _similar(shards, 1)
     assert parts["together"].tolist() == [0, 0, 0]
 
 
 def test_similar_returns_only_what_is_allowed(shards):
-    rows, parts = scoring.similar(shards, 0, np.array([True, False, False, True]))
+    rows, parts = _similar(shards, 0, np.array([True, False, False, True]))
     assert rows.tolist() == [3]
     assert parts["together"] == pytest.approx([0.3])
 

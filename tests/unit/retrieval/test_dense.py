@@ -178,21 +178,35 @@ def test_a_missing_index_is_refused_by_name(tmp_path):
         DenseIndex.load(tmp_path)
 
 
-def test_at_least_finds_all_that_reach_the_floor_on_flat(vectors, queries):
+def test_above_finds_all_that_reach_the_floor_on_flat_in_one_pass(vectors, queries):
     flat = DenseIndex.build(vectors, "flat")
-    for query in queries[:5]:
-        floor = float(np.sort(vectors @ query)[-1500]) - 1e-4
-        positions, scores, complete = flat.at_least(query, floor)
+    floors = [float(np.sort(vectors @ query)[-1500]) - 1e-4 for query in queries[:5]]
+    seen = []
+
+    def floor_of(floor):
+        return lambda best: seen.append(best) or floor
+
+    found = flat.above(queries[:5], [floor_of(floor) for floor in floors])
+    for query, floor, (positions, scores, complete, best) in zip(queries[:5], floors, found, strict=True):
         assert complete
         assert positions.tolist() == np.flatnonzero(vectors @ query >= floor).tolist()
         np.testing.assert_allclose(scores, (vectors @ query)[positions], atol=1e-5)
+        assert best == pytest.approx(float((vectors @ query).max()), abs=1e-5)
+    assert seen == [best for *_, best in found]
 
 
-def test_at_least_tells_when_a_graph_cut_the_list(vectors, queries):
+def test_above_tells_when_a_graph_cut_the_list(vectors, queries):
     graph = DenseIndex.build(vectors, "hnsw")
-    positions, _, complete = graph.at_least(queries[0], -1.0)
+    [(positions, _, complete, _)] = graph.above(queries[:1], [lambda best: -1.0])
     assert (len(positions), complete) == (min(1000, len(vectors)), len(vectors) <= 1000)
-    best = float((vectors @ queries[0]).max())
-    positions, _, complete = graph.at_least(queries[0], best - 1e-4)
+    [(positions, _, complete, best)] = graph.above(queries[:1], [lambda best: best - 1e-4])
     assert complete
+    assert best == pytest.approx(float((vectors @ queries[0]).max()), abs=1e-5)
     assert int((vectors @ queries[0]).argmax()) in positions
+
+
+def test_a_mapped_index_answers_the_same(tmp_path, vectors, queries):
+    DenseIndex.build(vectors, "flat").save(tmp_path)
+    mapped = DenseIndex.load(tmp_path, mapped=True)
+    assert mapped.vectors(np.arange(5)).tolist() == vectors[:5].tolist()
+    assert mapped.search(queries, 5).rows.tolist() == DenseIndex.load(tmp_path).search(queries, 5).rows.tolist()

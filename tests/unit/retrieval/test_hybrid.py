@@ -2,18 +2,22 @@ import numpy as np
 import pytest
 
 from rayrec.config import FusionWeights
-from rayrec.retrieval.base import Candidates
+from rayrec.retrieval.base import Candidates, Found
 from rayrec.retrieval.hybrid import dense_floor, fuse, join
 
 WEIGHTS = FusionWeights(dense=0.3, k=60)
 
 
-def _lexical(rows, scores, complete=True):
-    return np.array(rows, np.int64), np.array(scores, np.float32), complete
-
-
-def _dense(rows, cosines, complete=True):
-    return np.array(rows, np.int64), np.array(cosines, np.float32), complete
+def _found(words=(), bm25=(), near=(), cosine=(), all_words=True, all_near=True):
+    return Found(
+        np.array(words, np.int64),
+        np.array(bm25, np.float32),
+        all_words,
+        np.array(near, np.int64),
+        np.array(cosine, np.float32),
+        all_near,
+        max(cosine, default=-1.0),
+    )
 
 
 def test_fusion_of_four_items_by_hand():
@@ -48,12 +52,12 @@ def test_equal_scores_rank_by_row():
 
 
 def test_no_candidates_fuse_to_nothing():
-    parts = fuse(join(None, None), WEIGHTS)
+    parts = fuse(join([_found()], 0.0, 10), WEIGHTS)
     assert [len(part) for part in parts.values()] == [0, 0]
 
 
 def test_join_keeps_every_match_of_either_list_once_by_row():
-    joined = join(_lexical([8, 3, 5], [9.0, 4.0, 1.0]), _dense([5, 1], [0.8, 0.7]))
+    joined = join([_found([8, 3, 5], [9.0, 4.0, 1.0], [5, 1], [0.8, 0.7])], 0.0, 10)
     assert joined.rows.tolist() == [1, 3, 5, 8]
     assert joined.lexical.tolist() == [0, 4, 1, 9]
     assert joined.dense == pytest.approx([0.7, 0, 0.8, 0])
@@ -62,15 +66,24 @@ def test_join_keeps_every_match_of_either_list_once_by_row():
 
 
 def test_join_without_vectors_or_without_words():
-    words = join(_lexical([2, 1], [3.0, 1.0]), None)
+    words = join([_found([2, 1], [3.0, 1.0])], 0.0, 3)
     assert (words.rows.tolist(), words.lexical.tolist(), words.in_dense.any()) == ([1, 2], [1, 3], False)
-    vectors = join(None, _dense([2, 1], [0.75, 0.5]))
+    vectors = join([_found(near=[2, 1], cosine=[0.75, 0.5])], 0.0, 3)
     assert (vectors.rows.tolist(), vectors.dense.tolist(), vectors.lexical.any()) == ([1, 2], [0.5, 0.75], False)
 
 
+def test_the_best_match_of_all_shards_sets_the_floor():
+    # alone, the second shard's .4 would count (half of its best); beside a best of .9 the floor is .45
+    shards = [_found(near=[0], cosine=[0.9]), _found([3], [2.0], near=[1, 3], cosine=[0.5, 0.4])]
+    joined = join(shards, 0.0, 4)
+    assert joined.rows.tolist() == [0, 1, 3]
+    assert joined.in_dense.tolist() == [True, True, False]
+    assert joined.dense == pytest.approx([0.9, 0.5, 0])
+
+
 def test_a_cut_list_makes_the_join_inexact():
-    assert not join(_lexical([1], [1.0], complete=False), None).exact
-    assert not join(None, _dense([1], [1.0], complete=False)).exact
+    assert not join([_found([1], [1.0], all_words=False), _found()], 0.0, 2).exact
+    assert not join([_found(near=[1], cosine=[1.0], all_near=False)], 0.0, 2).exact
 
 
 @pytest.mark.parametrize(("best", "background", "floor"), [(0.9, 0.1, 0.5), (0.3, 0.1, 0.2), (0.4, -0.2, 0.1)])

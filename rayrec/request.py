@@ -1,0 +1,89 @@
+"""What is asked: each kind of request as a checked, immutable value that travels between processes.
+
+>>> SearchRequest("usb c cable", page_size=10).query
+'usb c cable'
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rayrec.errors import InvalidRequest
+
+MODES = ("hybrid", "lexical", "dense")
+MAX_PAGE_SIZE = 1_000
+MAX_QUERY_CHARS = 1_000
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """Items for a query; all items, popular first, without one.
+
+    filters: AND across fields, OR within one; facets: fields to count, each as if its own filter were open, so
+    a count is the total of choosing that value. cursor: of the answer before, wins over page.
+    Raises InvalidRequest.
+    """
+
+    query: str = ""
+    filters: Mapping[str, Any] | None = None
+    facets: Sequence[str] = ()
+    sort: str = "relevance"
+    page: int = 1
+    page_size: int = 24
+    cursor: str | None = None
+    mode: str = "hybrid"
+    explain: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise InvalidRequest(
+                "invalid_mode", f"mode: no such mode {self.mode!r}", field="mode", hint=", ".join(MODES)
+            )
+        if self.page < 1:
+            raise InvalidRequest("invalid_page", f"page: expected 1 or more, got {self.page}", field="page")
+        if not self.query.isascii() and self.query != self.query.encode("utf-8", "ignore").decode():
+            raise InvalidRequest("invalid_query", "query: not valid Unicode text", field="query")
+        if len(self.query) > MAX_QUERY_CHARS:
+            raise InvalidRequest("query_too_long", f"query: over {MAX_QUERY_CHARS} characters", field="query")
+        _check_count("page_size", self.page_size)
+        object.__setattr__(self, "query", " ".join(self.query.split()))
+
+    @property
+    def wants_vector(self) -> bool:
+        return bool(self.query) and self.mode != "lexical"
+
+
+@dataclass(frozen=True)
+class SimilarRequest:
+    """Items like one item, in content or because they are bought together."""
+
+    item_id: str
+    k: int = 24
+    filters: Mapping[str, Any] | None = None
+    explain: bool = False
+
+    def __post_init__(self) -> None:
+        _check_count("k", self.k)
+
+
+@dataclass(frozen=True)
+class RecommendRequest:
+    """Items for a shopper, from their history and `recent_item_ids` (oldest first); else what is popular.
+
+    Recent items that the catalog does not know are passed over.
+    """
+
+    user_id: str | None = None
+    recent_item_ids: Sequence[str] = ()
+    k: int = 24
+    filters: Mapping[str, Any] | None = None
+    explain: bool = False
+
+    def __post_init__(self) -> None:
+        _check_count("k", self.k)
+
+
+def _check_count(field: str, wanted: int) -> None:
+    if not 1 <= wanted <= MAX_PAGE_SIZE:
+        message = f"{field}: expected 1 to {MAX_PAGE_SIZE}, got {wanted}"
+        raise InvalidRequest(f"invalid_{field}", message, field=field)

@@ -1,0 +1,278 @@
+"""From what retrieval found to an answer: filter, score, order, count, explain.
+
+A scorer is one index version without its text encoder and without its word and vector search: it says what
+to look for (a `Probe`, or a `Near`) and turns what was found into an answer. Whoever does the looking (the
+engine in this process, or retriever replicas elsewhere) stands between, so the same code answers in both.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rayrec.answer import Answer, Coverage, Hit, fingerprint, make_cursor, read_cursor
+from rayrec.config import FusionWeights
+from rayrec.errors import NotFound
+from rayrec.ranking import policy, scoring
+from rayrec.ranking.explain import reasons
+from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
+from rayrec.retrieval import hybrid
+from rayrec.retrieval.base import Candidates, Found, Probe
+from rayrec.retrieval.completions import Completion, Completions
+from rayrec.retrieval.shards import Shards
+
+Texts = Callable[[int], dict[str, Callable[[], str]]]
+"""row -> part of a score -> a function that words it"""
+
+
+@dataclass(frozen=True)
+class Near:
+    """Ask for the rows of the k items nearest to vector float32 (D,), among allowed bool (N,)."""
+
+    vector: np.ndarray
+    k: int
+    allowed: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class SimilarPlan:
+    """Who is asked about, and what to look for; `Scorer.similar` continues with what was found."""
+
+    row: int
+    allowed: np.ndarray | None
+    near: Near
+
+
+@dataclass(frozen=True)
+class RecommendPlan:
+    """A shopper's history and taste, and what to look for; near is None for a stranger."""
+
+    history: np.ndarray
+    taste: scoring.Taste | None
+    allowed: np.ndarray | None
+    near: Near | None
+
+
+class Scorer:
+    """Thread-safe: nothing in it changes after loading but caches."""
+
+    def __init__(self, shards: Shards, *, weights: FusionWeights, versions: Mapping[str, Any]):
+        self._shards = shards
+        self.columns = shards.columns
+        self.behavior = shards.behavior
+        self.weights = weights
+        self.versions = dict(versions)
+        self._completions = Completions.build(shards.columns, shards.behavior.popularity)
+
+    # -- search -----------------------------------------------------------------------------------
+
+    def probe(self, query: str, mode: str, vector: np.ndarray | None) -> Probe:
+        """What to look for. vector: of the query, None for words alone."""
+        words = None if mode == "dense" and vector is not None else query
+        return Probe(words, vector, 0.0 if vector is None else self._shards.background(vector))
+
+    def candidates(self, probe: Probe, found: list[Found]) -> Candidates:
+        """M(query)."""
+        return hybrid.join(found, probe.background, self.columns.n)
+
+    def everything(self) -> Candidates:
+        """M of no query."""
+        n = self.columns.n
+        return Candidates(np.arange(n), np.zeros(n, np.float32), np.zeros(n, np.float32), np.zeros(n, bool))
+
+    def search(self, request: SearchRequest, candidates: Candidates, coverage: Coverage) -> Answer:
+        """Raises InvalidRequest."""
+        started = time.perf_counter()
+        index = str(self.versions["index"])
+        # degraded answers rank differently, so a page of one never follows a page of the other
+        asked = fingerprint(
+            request.query, request.filters or None, request.sort, request.mode, request.page_size, coverage.degraded
+        )
+        page = request.page if request.cursor is None else read_cursor(request.cursor, index, asked)
+        mask = self.columns.mask(request.filters)
+        rows = candidates.rows
+        places = np.arange(len(rows)) if mask is None else np.flatnonzero(mask[rows])
+        parts = self._search_parts(request, candidates, coverage)
+        scores = scoring.total(parts)
+        first = (page - 1) * request.page_size
+        wanted = first + request.page_size
+        by_popularity = self.behavior.popularity[rows[places]] if request.sort == "popular" else None
+        order = places[self.columns.order(rows[places], request.sort, scores[places], by_popularity, wanted)]
+        shown = order[first:wanted]
+        records = self.columns.records(rows[shown])
+        hits = [
+            Hit(
+                record["item_id"],
+                float(scores[place]),
+                record,
+                self._search_reasons(request.query, record, candidates, parts, place) if request.explain else None,
+            )
+            for place, record in zip(shown, records, strict=True)
+        ]
+        inside = rows[places]
+        return self._answer(
+            started,
+            hits,
+            total=len(places),
+            exact=candidates.exact,
+            page=page,
+            coverage=coverage,
+            facets={name: self._facet(name, request.filters, candidates, inside) for name in request.facets},
+            cursor=make_cursor(index, asked, page + 1) if wanted < len(places) else None,
+        )
+
+    def _search_parts(self, request: SearchRequest, candidates: Candidates, coverage: Coverage) -> scoring.Parts:
+        if not request.query:
+            return {"popular": self.behavior.popularity[candidates.rows].astype(np.float64)}
+        mode = "lexical" if coverage.dense != "ok" else request.mode
+        share = {"hybrid": self.weights.dense, "lexical": 0.0, "dense": 1.0}[mode]
+        return hybrid.fuse(candidates, self.weights.model_copy(update={"dense": share}))
+
+    def _facet(self, name: str, filters: Mapping[str, Any] | None, candidates: Candidates, inside: np.ndarray) -> Any:
+        if not filters or name not in filters:
+            return self.columns.facet(name, inside)
+        mask = self.columns.mask({field: wanted for field, wanted in filters.items() if field != name})
+        return self.columns.facet(name, candidates.rows if mask is None else candidates.rows[mask[candidates.rows]])
+
+    def _search_reasons(
+        self, query: str, record: dict[str, Any], candidates: Candidates, parts: scoring.Parts, place: int
+    ) -> list[dict[str, Any]]:
+        def words() -> str:
+            text = " ".join(str(v) for v in (record["title"], record["brand"], record["description"]) if v)
+            text += " " + " ".join(v for v in [*(record["category"] or []), *record["attributes"].values()] if v)
+            there = set(self._shards.terms(text))
+            found = [w for w in query.split() if there.intersection(self._shards.terms(w))]
+            return "says " + ", ".join(f"'{word}'" for word in dict.fromkeys(found))
+
+        return reasons(
+            parts,
+            place,
+            {
+                "lexical": words,
+                "dense": lambda: f"close in meaning (cosine {candidates.dense[place]:.2f})",
+                "popular": lambda: "often bought lately",
+            },
+        )
+
+    def suggest(self, prefix: str, k: int = 8) -> list[Completion]:
+        """How the shop would finish what is being typed, most wanted first."""
+        return self._completions.complete(prefix, k)
+
+    # -- items ------------------------------------------------------------------------------------
+
+    def item(self, item_id: str) -> dict[str, Any]:
+        """The item. Raises NotFound."""
+        return self.columns.records([self._row(item_id)])[0]
+
+    def plan_similar(self, request: SimilarRequest) -> SimilarPlan:
+        """Raises NotFound, InvalidRequest."""
+        row = self._row(request.item_id)
+        allowed = policy.eligible(self.columns, self.columns.mask(request.filters))
+        vector = self._shards.vectors(np.array([row]))[0]
+        return SimilarPlan(row, allowed, Near(vector, scoring.NEAREST + 1, allowed))
+
+    def similar(self, request: SimilarRequest, plan: SimilarPlan, near: np.ndarray) -> Answer:
+        """near: rows that were found for plan.near."""
+        started = time.perf_counter()
+        rows, parts = scoring.similar(
+            plan.row, plan.near.vector, near, self.behavior, self._shards.vectors, plan.allowed
+        )
+        title = self.columns.records([plan.row])[0]["title"]
+
+        def texts(_: int) -> dict[str, Callable[[], str]]:
+            return {
+                "content": lambda: f"like {title}",
+                "together": lambda: f"bought together with {title}",
+            }
+
+        coverage = Coverage(dense="ok", behavior="ok")
+        return self._ranked(started, rows, parts, request.k, texts if request.explain else None, coverage)
+
+    def plan_recommend(self, request: RecommendRequest) -> RecommendPlan:
+        """Raises InvalidRequest."""
+        history, ages = np.empty(0, np.int64), np.empty(0)
+        if request.user_id is not None:
+            history, ages = self.behavior.history(request.user_id)
+        recent = [self.columns.row_of[i] for i in request.recent_item_ids if i in self.columns.row_of]
+        history = np.concatenate([history, np.array(recent, np.int64)])
+        ages = np.concatenate([ages, np.zeros(len(recent))])
+        allowed = policy.eligible(self.columns, self.columns.mask(request.filters))
+        taste = scoring.Taste.of(history, ages, self._shards.vectors)
+        near = None if taste is None else Near(taste.vector.astype(np.float32), scoring.NEAREST, allowed)
+        return RecommendPlan(history, taste, allowed, near)
+
+    def recommend(
+        self, request: RecommendRequest, plan: RecommendPlan, near: np.ndarray, coverage: Coverage | None = None
+    ) -> Answer:
+        """near: rows that were found for plan.near. coverage: of an answer that had to do without a part."""
+        started = time.perf_counter()
+        taste = plan.taste if coverage is None else None
+        rows, parts = scoring.recommend(taste, near, self.behavior, self._shards.vectors, plan.allowed)
+
+        def texts(row: int) -> dict[str, Callable[[], str]]:
+            return {
+                "repeat": lambda: f"{self.behavior.repeat[row]:.0%} of its buyers buy it again, and it is one of yours",
+                "together": lambda: self._companion_text(row, plan.history),
+                "content": lambda: "like what you buy",
+                "popular": lambda: "often bought lately",
+            }
+
+        coverage = coverage or Coverage(dense="skipped" if taste is None else "ok", behavior="ok")
+        return self._ranked(started, rows, parts, request.k, texts if request.explain else None, coverage)
+
+    def _companion_text(self, row: int, history: np.ndarray) -> str:
+        companion = scoring.companions(self.behavior, row, history)
+        if companion is None:
+            return "bought together with your items"
+        return f"bought together with {self.columns.records([companion])[0]['title']}"
+
+    def _row(self, item_id: str) -> int:
+        if item_id not in self.columns.row_of:
+            raise NotFound(f"item {item_id!r} is not in index {self.versions['index']}")
+        return self.columns.row_of[item_id]
+
+    def _ranked(
+        self, started: float, rows: np.ndarray, parts: scoring.Parts, k: int, texts: Texts | None, coverage: Coverage
+    ) -> Answer:
+        scores = scoring.total(parts)
+        best = np.lexsort((rows, -scores))[:k]
+        hits = [
+            Hit(
+                record["item_id"],
+                float(scores[place]),
+                record,
+                reasons(parts, place, texts(int(rows[place]))) if texts else None,
+            )
+            for place, record in zip(best, self.columns.records(rows[best]), strict=True)
+        ]
+        return self._answer(
+            started, hits, total=len(hits), exact=True, page=1, coverage=coverage, facets={}, cursor=None
+        )
+
+    def _answer(
+        self,
+        started: float,
+        hits: list[Hit],
+        *,
+        total: int,
+        exact: bool,
+        page: int,
+        coverage: Coverage,
+        facets: dict[str, Any],
+        cursor: str | None,
+    ) -> Answer:
+        return Answer(
+            request_id=secrets.token_hex(8),
+            hits=hits,
+            total=total,
+            total_is_exact=exact,
+            facets=facets,
+            page=page,
+            cursor=cursor,
+            took_ms=round((time.perf_counter() - started) * 1000, 3),
+            coverage=coverage,
+            versions=dict(self.versions),
+        )

@@ -1,0 +1,35 @@
+import numpy as np
+
+from rayrec.retrieval.completions import Completions
+from rayrec.retrieval.filters import ItemColumns
+from tests.fakes import make_items
+
+
+def _texts(completions, prefix, k=10):
+    return [found.text for found in completions.complete(prefix, k)]
+
+
+def test_a_phrase_is_found_from_the_start_of_any_word_weightiest_first():
+    completions = Completions({"frozen pizza": 2.0, "pizza sauce": 3.0, "apple": 9.0})
+    assert _texts(completions, "piz") == ["pizza sauce", "frozen pizza"]
+    assert _texts(completions, "frozen  PI") == ["frozen pizza"]
+    assert _texts(completions, "piz", k=1) == ["pizza sauce"]
+    assert _texts(completions, "izza") == _texts(completions, " ") == _texts(completions, "pizzas") == []
+
+
+def test_a_phrase_that_repeats_a_word_is_offered_once():
+    assert _texts(Completions({"mac and mac": 1.0}), "mac") == ["mac and mac"]
+
+
+def test_titles_brands_and_last_categories_weigh_what_their_items_do():
+    items = make_items(
+        [
+            {"item_id": "a", "title": "Thin Pizza, 12 oz", "brand": "Acme", "category": ["Food", "Pizza"]},
+            {"item_id": "b", "title": "Thick Pizza", "brand": None, "category": ["Food", None]},
+            {"item_id": "c", "title": "Pizza", "brand": "Acme", "category": []},
+        ]
+    )
+    completions = Completions.build(ItemColumns(items), np.array([0.5, 0.25, 0.0], np.float32))
+    assert _texts(completions, "pi") == ["pizza", "thin pizza 12 oz", "thick pizza"]
+    assert _texts(completions, "acm") == ["acme"]
+    assert _texts(completions, "fo") == ["food"]
