@@ -33,6 +33,14 @@ class Coverage:
 
 
 @dataclass(frozen=True)
+class Lack:
+    """Why a query has no vector though its request wanted one. state: "failed", or "skipped" on purpose."""
+
+    state: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Answer:
     """Hits and all that belongs to them; the fields are those that the HTTP API will answer with.
 
@@ -64,27 +72,40 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
-def make_cursor(index: str, request: str, page: int) -> str:
-    payload = json.dumps({"i": index, "r": request, "p": page}, separators=(",", ":"))
+def make_cursor(index: str, request: str, page: int, degraded: bool) -> str:
+    payload = json.dumps({"i": index, "r": request, "p": page, "d": degraded}, separators=(",", ":"))
     return base64.urlsafe_b64encode(payload.encode()).decode().rstrip("=")
 
 
-def read_cursor(cursor: str, index: str, request: str) -> int:
-    """The page a cursor asks for. Raises InvalidRequest if it is of another index version or request."""
+def cursor_index(cursor: str) -> str | None:
+    """The index version that a cursor pins; None if it is not one of ours, which `read_cursor` says better."""
     try:
-        values = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        version, asked, page = values["i"], values["r"], values["p"]
+        index = _payload(cursor)["i"]
+    except _NOT_OURS:
+        return None
+    return index if isinstance(index, str) else None
+
+
+_NOT_OURS = (ValueError, KeyError, TypeError, RecursionError)
+
+
+def _payload(cursor: str) -> Any:
+    return json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+
+
+def read_cursor(cursor: str, index: str, request: str, degraded: bool) -> int:
+    """The page a cursor asks for.
+
+    Raises InvalidRequest if it is of another request, or stale: of another index version, or of answers with other
+    parts, whose order differs, so that a page of one never follows a page of the other.
+    """
+    try:
+        values = _payload(cursor)
+        version, asked, page, lacked = values["i"], values["r"], values["p"], values["d"]
         if not isinstance(page, int) or page < 1:
             raise ValueError("page")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except _NOT_OURS as error:
         raise InvalidRequest("invalid_cursor", "cursor: not one of ours", field="cursor") from error
-    if version != index:
-        raise InvalidRequest(
-            "stale_cursor",
-            f"cursor: made on index {version}, now {index} answers",
-            field="cursor",
-            hint="ask for page 1 again",
-        )
     if asked != request:
         raise InvalidRequest(
             "invalid_cursor",
@@ -92,4 +113,7 @@ def read_cursor(cursor: str, index: str, request: str) -> int:
             field="cursor",
             hint="send the same query, filters, sort, mode and page_size as before",
         )
+    if version != index or lacked != degraded:
+        made = f"on index {version}, now {index} answers" if version != index else "by other parts than answer now"
+        raise InvalidRequest("stale_cursor", f"cursor: made {made}", field="cursor", hint="ask for page 1 again")
     return page

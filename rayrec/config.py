@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rayrec.errors import NotFound, SchemaError
 
@@ -107,3 +107,55 @@ class FusionWeights(Config):
 
     dense: float = Field(0.3, ge=0, le=1)
     k: float = Field(60.0, gt=0)
+
+
+class ReplicasConfig(Config):
+    """How many replicas of one deployment, and what each asks of the cluster.
+
+    min < max autoscales on requests in flight; target: those in flight that one replica is to have.
+    """
+
+    min: int = Field(1, ge=1)
+    max: int = Field(1, ge=1)
+    target: float = Field(8.0, gt=0, description="requests in flight per replica that autoscaling aims at")
+    cpus: float = Field(0.25, ge=0, description="of Ray's count")
+    gpus: float = Field(0, ge=0)
+    upscale_delay_s: float = Field(3.0, ge=0)
+    downscale_delay_s: float = Field(60.0, ge=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ReplicasConfig":
+        if self.max < self.min:
+            raise ValueError(f"max {self.max} is below min {self.min}")
+        return self
+
+
+class ServeConfig(Config):
+    """The service. See jobs/serve.yaml for each key in its place.
+
+    topology: `fused` runs the whole engine in each gateway replica (one hop: best on small machines); `split`
+    gives encoder, retriever shards and scorer processes of their own that scale apart.
+    """
+
+    workspace: str
+    topology: Literal["fused", "split"] = "fused"
+    shards: int = Field(1, ge=1, description="split: retriever deployments, one per shard of the index")
+    gateway: ReplicasConfig = ReplicasConfig(target=16)
+    encoder: ReplicasConfig = ReplicasConfig()
+    retriever: ReplicasConfig = ReplicasConfig()
+    scorer: ReplicasConfig = ReplicasConfig()
+    deadline_ms: int = Field(5_000, ge=10, description="a request over it is answered 503")
+    encode_budget_ms: int = Field(1_000, ge=1, description="a query that takes longer to encode is answered by words")
+    max_in_flight: int = Field(128, ge=4, description="per gateway replica; beyond it 429")
+    max_body_bytes: int = Field(64 << 10, ge=1_024)
+    max_depth: int = Field(16, ge=2, description="of nested JSON")
+    max_batch: int = Field(16, ge=1, description="queries that are encoded together")
+    cached_vectors: int = Field(2_048, ge=0, description="queries whose vector a replica keeps")
+    cached_candidates: int = Field(64, ge=0, description="queries whose candidates a replica keeps")
+    poll_s: float = Field(1.0, gt=0, description="how often replicas look for a promoted version and for keys")
+    keep_previous_s: float = Field(60.0, ge=0, description="how long cursors of the version before still answer")
+    local_only: bool = Field(True, description="bound to loopback: health and metrics need no key")
+    allowed_hosts: tuple[str, ...] = Field(("127.0.0.1", "localhost", "[::1]"), description="names the page answers to")
+    page: bool = Field(True, description="serve the web page at /")
+    page_name: str = "rayrec"
+    page_shoppers: tuple[str, ...] = Field((), description="users that the page offers to look as")

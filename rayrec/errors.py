@@ -1,4 +1,7 @@
-"""The kinds of error rayrec raises; a service maps each kind to one HTTP status."""
+"""The kinds of error rayrec raises; the service maps each kind to one HTTP status."""
+
+from functools import partial
+from typing import Any
 
 
 class RayrecError(Exception):
@@ -33,3 +36,38 @@ class InvalidRequest(RayrecError):
         self.message = message
         self.field = field
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Exceptions are pickled by their positional arguments alone; this one travels between replicas."""
+        return partial(type(self), field=self.field, hint=self.hint), (self.code, self.message)
+
+
+class Unauthorized(RayrecError):
+    """No key or session that we know."""
+
+
+class Forbidden(RayrecError):
+    """A key or session that may not do this."""
+
+
+class TooLarge(RayrecError):
+    """A request body over the limit, in bytes or in depth."""
+
+
+class Overloaded(RayrecError):
+    """More requests than can be answered in time; worth trying again after `retry_after_s`."""
+
+    def __init__(self, message: str, *, retry_after_s: int = 1):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (str(self),)
+
+
+class Unavailable(Overloaded):
+    """A part that the answer cannot do without does not answer, or not in time."""
+
+
+class VersionNotLoaded(RayrecError):
+    """A replica was asked for an index version that it has not loaded, or no longer has."""

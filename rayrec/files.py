@@ -82,6 +82,27 @@ class Files:
             raise
         fsync(os.path.dirname(path))
 
+    def write_once(self, data: bytes, *parts: str) -> None:
+        """Write one file, only its owner may read it, unless it is there already.
+
+        Of several writers on a local filesystem the first wins; on object stores, which have no such step, the last.
+        """
+        if not self.is_local:
+            self.write_bytes(data, *parts)
+            return
+        path = self.path(*parts)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        temporary = f"{path}.{secrets.token_hex(4)}.tmp"
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)
+        finally:
+            os.unlink(temporary)
+
     def write_parquet(self, table: pa.Table, *parts: str) -> None:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")

@@ -8,7 +8,7 @@ engine in this process, or retriever replicas elsewhere) stands between, so the 
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -87,11 +87,9 @@ class Scorer:
         """Raises InvalidRequest."""
         started = time.perf_counter()
         index = str(self.versions["index"])
-        # degraded answers rank differently, so a page of one never follows a page of the other
-        asked = fingerprint(
-            request.query, request.filters or None, request.sort, request.mode, request.page_size, coverage.degraded
-        )
-        page = request.page if request.cursor is None else read_cursor(request.cursor, index, asked)
+        degraded = coverage.degraded
+        asked = fingerprint(request.query, request.filters or None, request.sort, request.mode, request.page_size)
+        page = request.page if request.cursor is None else read_cursor(request.cursor, index, asked, degraded)
         mask = self.columns.mask(request.filters)
         rows = candidates.rows
         places = np.arange(len(rows)) if mask is None else np.flatnonzero(mask[rows])
@@ -121,7 +119,7 @@ class Scorer:
             page=page,
             coverage=coverage,
             facets={name: self._facet(name, request.filters, candidates, inside) for name in request.facets},
-            cursor=make_cursor(index, asked, page + 1) if wanted < len(places) else None,
+            cursor=make_cursor(index, asked, page + 1, degraded) if wanted < len(places) else None,
         )
 
     def _search_parts(self, request: SearchRequest, candidates: Candidates, coverage: Coverage) -> scoring.Parts:
@@ -191,9 +189,11 @@ class Scorer:
         coverage = Coverage(dense="ok", behavior="ok")
         return self._ranked(started, rows, parts, request.k, texts if request.explain else None, coverage)
 
-    def plan_recommend(self, request: RecommendRequest) -> RecommendPlan:
-        """Raises InvalidRequest."""
+    def plan_recommend(self, request: RecommendRequest, *, popular: bool = False) -> RecommendPlan:
+        """popular: plan as for a stranger. Raises InvalidRequest."""
         history, ages = np.empty(0, np.int64), np.empty(0)
+        if popular:
+            request = replace(request, user_id=None, recent_item_ids=())
         if request.user_id is not None:
             history, ages = self.behavior.history(request.user_id)
         recent = [self.columns.row_of[i] for i in request.recent_item_ids if i in self.columns.row_of]
@@ -209,7 +209,7 @@ class Scorer:
     ) -> Answer:
         """near: rows that were found for plan.near. coverage: of an answer that had to do without a part."""
         started = time.perf_counter()
-        taste = plan.taste if coverage is None else None
+        taste = plan.taste
         rows, parts = scoring.recommend(taste, near, self.behavior, self._shards.vectors, plan.allowed)
 
         def texts(row: int) -> dict[str, Callable[[], str]]:

@@ -31,14 +31,14 @@ def connected(
     address: "auto", "ray://host:port" or "host:port"; None starts a cluster on this machine and ends it
     after the block. A connection that was there before stays.
     """
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         with _own_errors():
             yield
         return
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    for name in _QUIET:
-        logging.getLogger(name).setLevel(logging.ERROR)
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     limits = {} if address != "local" else {"num_cpus": num_cpus, "num_gpus": num_gpus, "include_dashboard": False}
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **limits)

@@ -122,18 +122,21 @@ class DenseIndex:
     ) -> list[tuple[np.ndarray, np.ndarray, bool, float]]:
         """(positions, scores, complete, best) per query: the vectors whose product reaches its floor.
 
-        queries: float32 (B, D). floors: best product -> least product that counts. Flat scans all vectors once
-        for the whole batch; the others look among the _NEAREST ones, and `complete` tells if that cut any.
+        queries: float32 (B, D). floors: best product -> least product that counts. Flat finds all; the others look
+        among the _NEAREST ones, and `complete` tells if that cut any.
         """
         if not self.n:
             return [(np.empty(0, np.int64), np.empty(0, np.float32), True, -1.0) for _ in floors]
         if self.kind != "flat":
             found = self.search(queries, min(_NEAREST, self.n))
             return [self._above(*each) for each in zip(found.rows, found.scores, floors, strict=True)]
-        view = self._flat_view()
-        assert view is not None
         answers = []
-        for scores, floor_of in zip((view @ queries.T).T, floors, strict=True):
+        for query, floor_of in zip(np.ascontiguousarray(queries, np.float32), floors, strict=True):
+            scores = np.empty(self.n, np.float32)
+            # half the time of numpy's product on one thread, and the same for one query as for many at once
+            faiss.fvec_inner_products_ny(
+                faiss.swig_ptr(scores), faiss.swig_ptr(query), self._index.get_xb(), self.dim, self.n
+            )
             best = float(scores.max())
             positions = np.flatnonzero(scores >= floor_of(best))
             answers.append((positions, scores[positions], True, best))

@@ -30,6 +30,7 @@ _ATTRIBUTE = "attributes."
 _NULL_NUMBER = np.iinfo(np.int64).min
 _PRICE_RANGES = 5
 _CACHED_RECORDS = 20_000  # of about 1 KB
+_CACHED_FIELDS = 128
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class ItemColumns:
     def __init__(self, items: pa.Table):
         self.items = items.combine_chunks()
         self.n = items.num_rows
-        self._codes: dict[str, Codes] = {}
+        self._codes: LRUCache = LRUCache(_CACHED_FIELDS)  # whoever asks may invent attribute names
         self._records: LRUCache = LRUCache(_CACHED_RECORDS)
         self._lock = threading.Lock()
 
@@ -66,7 +67,9 @@ class ItemColumns:
 
     def words(self, field: str) -> Codes:
         """The codes of a word field: brand, category (as joined path), currency or attributes.NAME."""
-        if field not in self._codes:
+        with self._lock:
+            codes = self._codes.get(field)
+        if codes is None:
             if field == "category":
                 column = pc.binary_join(self.items.column("category"), SEPARATOR)
                 column = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
@@ -74,8 +77,10 @@ class ItemColumns:
                 column = pc.map_lookup(self.items.column("attributes"), field[len(_ATTRIBUTE) :], "first")
             else:
                 column = self.items.column(field)
-            self._codes[field] = Codes.encode(column)
-        return self._codes[field]
+            codes = Codes.encode(column)
+            with self._lock:
+                self._codes[field] = codes
+        return codes
 
     def numbers(self, field: str) -> np.ndarray:
         """int64 (N,) of price_cents or updated_us; the least int64 where there is none."""
@@ -87,14 +92,15 @@ class ItemColumns:
 
     @cached_property
     def _subtrees(self) -> tuple[list[str], sp.csr_matrix]:
-        """(all paths and their ancestors, sorted; which of them each category code counts for, one row a code)."""
+        """(all paths and their ancestors, sorted; which category codes each of them counts, one row a path)."""
         paths = [path.split(SEPARATOR) for path in self.words("category").words]
         prefixes = [[SEPARATOR.join(path[: i + 1]) for i in range(len(path))] for path in paths]
         names = sorted({name for each in prefixes for name in each})
         place = {name: i for i, name in enumerate(names)}
         columns = [place[name] for each in prefixes for name in each]
         start = np.cumsum([0, *(len(each) for each in prefixes)])
-        return names, sp.csr_matrix((np.ones(len(columns), np.int64), columns, start), (len(paths), len(names)))
+        of_code = sp.csr_matrix((np.ones(len(columns), np.int64), columns, start), (len(paths), len(names)))
+        return names, of_code.T.tocsr()
 
     @cached_property
     def available(self) -> np.ndarray:
@@ -181,7 +187,7 @@ class ItemColumns:
             counts = np.bincount(codes.of_row[rows] + 1, minlength=len(names) + 1)[1:]
             if field == "category":
                 names, belongs = self._subtrees
-                counts = counts @ belongs
+                counts = belongs @ counts
         found = np.flatnonzero(counts)
         order = found[np.lexsort((found, -counts[found]))][:limit]  # names are sorted, so ties are by name
         return [{"value": names[i], "count": int(counts[i])} for i in order]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rayrec.config import FusionWeights
-from rayrec.retrieval.base import Candidates, Found, top_k
+from rayrec.retrieval.base import Candidates, Found
 
 LEXICAL_CANDIDATES = 100_000
 # Half-way from what the query has in common with items in general up to its best match: nDCG@10 on
@@ -55,6 +55,7 @@ def fuse(candidates: Candidates, weights: FusionWeights) -> dict[str, np.ndarray
 def _reciprocal_ranks(scores: np.ndarray, member: np.ndarray, k: float) -> np.ndarray:
     """1 / (k + rank) of the members, rank 1 the highest score, ties by place; 0 for the others."""
     out = np.zeros(len(scores))
-    order = top_k(np.where(member, scores, -np.inf), int(member.sum()))
+    members = np.flatnonzero(member)
+    order = members[np.argsort(-scores[members], kind="stable")]
     out[order] = 1.0 / (k + 1 + np.arange(len(order)))
     return out

@@ -3,18 +3,22 @@
 Every word that a query and an item share makes a match. tantivy fixes k1 = 1.2 and b = 0.75.
 """
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import tantivy
+from cachetools import LRUCache
 
 from rayrec.errors import IncompatibleArtifact
+from rayrec.retrieval.base import top_k
 
 _ANALYZER = "words"
 # nDCG@10 on chorus_icecat: text alone .781, attributes at .1 .790, at .2 .792, at .4 .774, in the text .757
 _ATTRIBUTES_BOOST = 0.2
 _HEAP_BYTES = 128 << 20
+_KEPT_BYTES = 64 << 20
 
 
 def _schema() -> tantivy.Schema:
@@ -44,6 +48,8 @@ class LexicalIndex:
         self._schema = index.schema
         self._searcher = index.searcher()
         self.n = int(self._searcher.num_docs)
+        self._kept: LRUCache = LRUCache(_KEPT_BYTES, getsizeof=lambda found: 200 + 8 * len(found[0]))
+        self._lock = threading.Lock()
 
     @classmethod
     def build(cls, directory: Path, texts: Sequence[str], attributes: Sequence[str], language: str = "english") -> None:
@@ -76,23 +82,38 @@ class LexicalIndex:
         return list(dict.fromkeys(self._analyzer.analyze(query)))
 
     def match(self, query: str, limit: int) -> tuple[np.ndarray, np.ndarray, bool]:
-        """(positions int64, BM25 float32, complete): the `limit` best of all items that share a word.
+        """(positions int64 ascending, BM25 float32, complete): all items that share a word, or the `limit` best.
 
-        Order is by score, ties by position; complete tells that nothing was cut.
+        complete tells that nothing was cut; a cut goes by score, ties by position.
         """
-        terms = self.terms(query)
-        limit = min(limit, self.n)
-        if not terms or not limit:
-            return np.empty(0, np.int64), np.empty(0, np.float32), True
+        scores = np.zeros(self.n, np.float32)
+        for term in self.terms(query):
+            rows, contributions = self._postings(term)
+            scores[rows] += contributions
+        positions = np.flatnonzero(scores)
+        if len(positions) > limit:
+            best = np.sort(positions[top_k(scores[positions], limit)])
+            return best, scores[best], False
+        return positions, scores[positions], True
+
+    def _postings(self, term: str) -> tuple[np.ndarray, np.ndarray]:
+        """(positions int32, BM25 float32) of the items with one stem; BM25 is a sum over stems, so these add up.
+
+        tantivy hands out hits as Python objects, which took half of a search's time (15,000 items, 4,300 matches a
+        query: 3.0 ms, from kept postings 0.1 ms). Words recur, so what is decoded is kept.
+        """
+        with self._lock:
+            known = self._kept.get(term)
+        if known is not None:
+            return known
         clauses = []
-        for term in terms:
-            for name, boost in (("text", 1.0), ("attributes", _ATTRIBUTES_BOOST)):
-                clause = tantivy.Query.term_query(self._schema, name, term, index_option="freq")
-                clauses.append((tantivy.Occur.Should, tantivy.Query.boost_query(clause, boost)))
-        found = self._searcher.search(tantivy.Query.boolean_query(clauses), limit=limit, count=True)
-        hits = found.hits  # made anew at every access
+        for name, boost in (("text", 1.0), ("attributes", _ATTRIBUTES_BOOST)):
+            clause = tantivy.Query.term_query(self._schema, name, term, index_option="freq")
+            clauses.append((tantivy.Occur.Should, tantivy.Query.boost_query(clause, boost)))
+        hits = self._searcher.search(tantivy.Query.boolean_query(clauses), limit=max(self.n, 1), count=False).hits
         rows = self._searcher.fast_field_values("row", [address for _, address in hits])
         scores = np.fromiter((score for score, _ in hits), np.float32, len(hits))
-        positions = np.asarray(rows, np.int64)
-        order = np.lexsort((positions, -scores))
-        return positions[order], scores[order], found.count == len(hits)
+        found = np.asarray(rows, np.int32), scores
+        with self._lock:
+            self._kept[term] = found
+        return found

@@ -69,7 +69,7 @@ class Shard:
         return cls(dense, lexical, number, count)
 
     def find(self, probes: Sequence[Probe]) -> list[Found]:
-        """What the shard has for each probe; the vectors of all are compared in one pass."""
+        """What the shard has for each probe."""
         with_vector = [i for i, probe in enumerate(probes) if probe.vector is not None]
         above = {}
         if with_vector:

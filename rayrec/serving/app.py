@@ -1,0 +1,224 @@
+"""The only place that binds deployments: plain classes become a Ray Serve application.
+
+    serve deploy jobs/serve.yaml          # on a cluster; import_path: rayrec.serving.app:build
+    rayrec serve --workspace W            # on this machine, through serving/local.py
+
+The classes here only hold what needs a replica around it: its id, its event loop, its handles to others.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI
+from ray import serve
+
+from rayrec.answer import Answer, Coverage, Lack
+from rayrec.config import ReplicasConfig, ServeConfig
+from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
+from rayrec.retrieval.base import Found, Hits, Probe
+from rayrec.retrieval.completions import Completion
+from rayrec.serving.auth import Keys
+from rayrec.serving.backends import Backend, FusedBackend, RemoteRetrievers, SplitBackend
+from rayrec.serving.batching import Batcher, by_key
+from rayrec.serving.gateway import Gateway
+from rayrec.serving.http import create_app
+from rayrec.serving.loopback import confine_replica
+from rayrec.serving.parts import QueryEncoder, Retriever, ScorerPart
+from rayrec.serving.telemetry import MetricsHub, Telemetry
+from rayrec.serving.versions import Pair
+from rayrec.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+_REPORT_S = 1.0
+_ONGOING = 1_024  # the gateway refuses long before Ray Serve would queue
+# every search makes some thousand small objects that live for a millisecond: collect less often
+_GC_THRESHOLD = 50_000
+# several requests at once keep the cores busy; threads of one small product would only wait for each other
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def build(config: ServeConfig) -> serve.Application:
+    """The application; what `import_path` in jobs/serve.yaml names, its `args` are the config."""
+    hub = _deployment(HubReplica, "MetricsHub", ReplicasConfig(cpus=0), config).bind()
+    gateway = _deployment(serve.ingress()(GatewayReplica), "Gateway", config.gateway, config)
+    if config.topology == "fused":
+        return gateway.bind(config, hub, None, None)
+    retrievers = [
+        _deployment(RetrieverReplica, f"Retriever{shard}", config.retriever, config).bind(config, hub, shard)
+        for shard in range(config.shards)
+    ]
+    scorer = _deployment(ScorerReplica, "Scorer", config.scorer, config).bind(config, hub, *retrievers)
+    encoder = _deployment(EncoderReplica, "QueryEncoder", config.encoder, config).bind(config, hub)
+    return gateway.bind(config, hub, encoder, scorer)
+
+
+def _deployment(kind: type, name: str, replicas: ReplicasConfig, config: ServeConfig) -> serve.Deployment:
+    scaling: dict[str, Any] = {"num_replicas": replicas.min}
+    if replicas.max > replicas.min:
+        scaling = {
+            "autoscaling_config": {
+                "min_replicas": replicas.min,
+                "max_replicas": replicas.max,
+                "target_ongoing_requests": replicas.target,
+                "upscale_delay_s": replicas.upscale_delay_s,
+                "downscale_delay_s": replicas.downscale_delay_s,
+                "metrics_interval_s": 1.0,
+                "look_back_period_s": 3.0,
+            }
+        }
+    options: dict[str, Any] = {
+        "name": name,
+        "ray_actor_options": {
+            "num_cpus": replicas.cpus,
+            "num_gpus": replicas.gpus,
+            "runtime_env": {"env_vars": _ONE_THREAD},
+        },
+        "max_ongoing_requests": _ONGOING,
+        "health_check_period_s": 2.0,
+        "health_check_timeout_s": 10.0,
+        "graceful_shutdown_timeout_s": 2 * config.deadline_ms / 1000,
+        "graceful_shutdown_wait_loop_s": 0.2,
+        # an access log holds paths, and a path may hold what somebody types
+        "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
+        **scaling,
+    }
+    return serve.deployment(kind, **options)
+
+
+class Reporting:
+    """What every replica has: its counts, told to the hub while it lives."""
+
+    def __init__(self, hub: Any):
+        confine_replica()
+        gc.set_threshold(_GC_THRESHOLD, 20, 20)
+        self.telemetry = Telemetry()
+        self._hub = hub
+        self.replica = serve.get_replica_context().replica_id.unique_id
+        self._reporter = asyncio.get_running_loop().create_task(self._report())
+
+    async def _report(self) -> None:
+        while True:
+            # the hub may be starting, or be replaced; the next report carries everything again
+            with contextlib.suppress(Exception):
+                await self._hub.report.remote(self.replica, self.telemetry.snapshot())
+            await asyncio.sleep(_REPORT_S)
+
+
+class HubReplica(MetricsHub):
+    """The hub takes its calls in its event loop: they are short."""
+
+    def __init__(self) -> None:
+        confine_replica()
+        super().__init__()
+
+    async def report(self, replica: str, snapshot: Any) -> None:  # type: ignore[override]
+        super().report(replica, snapshot)
+
+    async def text(self) -> str:  # type: ignore[override]
+        return super().text()
+
+
+class GatewayReplica(Reporting):
+    """The ingress: HTTP in front, and with no handles the whole engine behind."""
+
+    def __init__(self, config: ServeConfig, hub: Any, encoder: Any, scorer: Any):
+        Reporting.__init__(self, hub)
+        backend: Backend
+        if encoder is None:
+            backend = FusedBackend(config, self.telemetry)
+        else:
+            backend = SplitBackend(config, self.telemetry, encoder, scorer)
+        self._keys = Keys(Workspace.open(config.workspace, create=False))
+        self._refresher = asyncio.get_running_loop().create_task(self._refresh_keys(config.poll_s))
+        self._gateway = Gateway(config, backend, self.telemetry, self.replica)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self._gateway, self._keys, self._metrics)
+
+    async def _refresh_keys(self, poll_s: float) -> None:
+        while True:
+            await asyncio.sleep(poll_s)
+            try:
+                await asyncio.to_thread(self._keys.refresh)
+            except Exception as error:  # a filesystem that is away for a moment
+                log.warning("keys cannot be read (%s); the known ones stay", type(error).__name__)
+
+    async def _metrics(self) -> str:
+        await self._hub.report.remote(self.replica, self.telemetry.snapshot())
+        return await self._hub.text.remote()
+
+
+class EncoderReplica(Reporting):
+    def __init__(self, config: ServeConfig, hub: Any):
+        Reporting.__init__(self, hub)
+        part = QueryEncoder(config, self.telemetry)
+        thread = ThreadPoolExecutor(1, thread_name_prefix="rayrec-encode")
+        self._encode = Batcher[tuple[Pair, str], np.ndarray](
+            lambda calls: by_key(calls, lambda pair, queries: list(part.encode(pair, queries))),
+            thread,
+            max_size=config.max_batch,
+        )
+
+    async def encode(self, pair: Pair, query: str) -> np.ndarray:
+        return await self._encode((pair, query))
+
+
+class RetrieverReplica(Reporting):
+    def __init__(self, config: ServeConfig, hub: Any, shard: int):
+        Reporting.__init__(self, hub)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rayrec-retrieve")
+        self._part = part = Retriever(config, shard, self.telemetry)
+        self._find = Batcher[tuple[Pair, Probe], Found](
+            lambda calls: by_key(calls, part.find), self._thread, max_size=config.max_batch
+        )
+
+    async def find(self, pair: Pair, probe: Probe) -> Found:
+        return await self._find((pair, probe))
+
+    async def nearest(self, pair: Pair, vector: np.ndarray, k: int, allowed: np.ndarray | None) -> Hits:
+        return await _run(self._thread, self._part.nearest, pair, vector, k, allowed)
+
+
+class ScorerReplica(Reporting):
+    def __init__(self, config: ServeConfig, hub: Any, *retrievers: Any):
+        Reporting.__init__(self, hub)
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="rayrec-score")
+        self._retrievers = RemoteRetrievers(retrievers)
+        self._part = ScorerPart(config, self.telemetry)
+
+    async def search(self, pair: Pair, request: SearchRequest, vector: np.ndarray | None, lack: Lack | None) -> Answer:
+        probe, found = None, list[Found]()
+        if request.query:
+            mode = "lexical" if vector is None else request.mode
+            probe = self._part.scorer(pair).probe(request.query, mode, vector)
+            found = await self._retrievers.find(pair, probe)
+        return await _run(self._threads, self._part.answer, pair, request, probe, found, lack)
+
+    async def similar(self, pair: Pair, request: SimilarRequest) -> Answer:
+        scorer = self._part.scorer(pair)
+        plan = scorer.plan_similar(request)
+        near = await self._retrievers.nearest(pair, plan.near)
+        return await _run(self._threads, scorer.similar, request, plan, near)
+
+    async def recommend(self, pair: Pair, request: RecommendRequest, coverage: Coverage | None) -> Answer:
+        scorer = self._part.scorer(pair)
+        plan = await _run(self._threads, lambda: scorer.plan_recommend(request, popular=coverage is not None))
+        near = await self._retrievers.nearest(pair, plan.near)
+        return await _run(self._threads, scorer.recommend, request, plan, near, coverage)
+
+    async def item(self, pair: Pair, item_id: str) -> dict[str, Any]:
+        return self._part.scorer(pair).item(item_id)
+
+    async def suggest(self, pair: Pair, prefix: str, k: int) -> list[Completion]:
+        return self._part.scorer(pair).suggest(prefix, k)
+
+
+def _run(threads: ThreadPoolExecutor, work: Callable[..., Any], *args: Any) -> Awaitable[Any]:
+    return asyncio.get_running_loop().run_in_executor(threads, work, *args)

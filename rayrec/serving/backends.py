@@ -1,0 +1,193 @@
+"""Where answers come from: the whole engine in this process, or parts in processes of their own.
+
+Both say the same things and give equal answers. Calls are async; what computes runs in threads, so that the
+replica's event loop stays free to refuse and to report.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from rayrec.answer import Answer, Coverage, Lack
+from rayrec.config import ServeConfig
+from rayrec.engine import NOTHING, Engine
+from rayrec.errors import RayrecError, Unavailable, VersionNotLoaded
+from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
+from rayrec.retrieval.base import Found, Probe
+from rayrec.retrieval.completions import Completion
+from rayrec.retrieval.shards import best_rows, own_part
+from rayrec.scorer import Near
+from rayrec.serving.batching import Batcher, by_key
+from rayrec.serving.parts import follow, load_engine
+from rayrec.serving.telemetry import Telemetry
+from rayrec.serving.versions import Live, Loaded, Pair, T
+
+R = TypeVar("R")
+_THREADS = 2  # one searches while another's numbers are in C; more only share the interpreter
+_WAIT_FOR_VERSION_S = 3.0
+_ATTEMPTS = 3
+
+
+class Backend(Protocol):
+    """version: what `version()` gave; all calls of one request name the same one."""
+
+    async def version(self, index: str | None) -> Loaded[Any]:
+        """The versions that answer now, or those of the index that a cursor pins, if they are still there."""
+        ...
+
+    async def vector(self, version: Loaded[Any], query: str) -> np.ndarray: ...
+    async def search(
+        self, version: Loaded[Any], request: SearchRequest, vector: np.ndarray | None, lack: Lack | None
+    ) -> Answer: ...
+    async def similar(self, version: Loaded[Any], request: SimilarRequest) -> Answer: ...
+    async def recommend(self, version: Loaded[Any], request: RecommendRequest, coverage: Coverage | None) -> Answer: ...
+    async def item(self, version: Loaded[Any], item_id: str) -> dict[str, Any]: ...
+    async def suggest(self, version: Loaded[Any], prefix: str, k: int) -> list[Completion]: ...
+
+
+async def choose(live: Live[T], index: str | None) -> Loaded[T]:
+    """What is loaded now, or of the index that a cursor pins, for which a replica behind the others waits."""
+    deadline = time.monotonic() + _WAIT_FOR_VERSION_S
+    while index is not None:
+        pinned = live.of_index(index)
+        if pinned is not None:
+            return pinned
+        # names grow with time: one older than what answers will not come
+        if index < live.current.pair.index or time.monotonic() > deadline:
+            break
+        await asyncio.sleep(0.1)
+    return live.current
+
+
+class FusedBackend:
+    """The whole engine here. Requests hold the engine they began with, so a swap takes nothing from under them."""
+
+    def __init__(self, config: ServeConfig, telemetry: Telemetry):
+        self._live: Live[Engine] = follow(config, "gateway", telemetry, load_engine(config))
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="rayrec-search")
+
+        def encode(calls: list[tuple[Engine, str]]) -> list[np.ndarray | Exception]:
+            telemetry.batch.labels("encode").observe(len(calls))
+            return by_key(calls, lambda engine, queries: list(engine.encoder.encode(queries)))
+
+        thread = ThreadPoolExecutor(1, thread_name_prefix="rayrec-encode")
+        self._encode = Batcher[tuple[Engine, str], np.ndarray](encode, thread, max_size=config.max_batch)
+
+    async def version(self, index: str | None) -> Loaded[Engine]:
+        return await choose(self._live, index)
+
+    async def vector(self, version: Loaded[Engine], query: str) -> np.ndarray:
+        return await self._encode((version.value, query))
+
+    async def search(
+        self, version: Loaded[Engine], request: SearchRequest, vector: np.ndarray | None, lack: Lack | None
+    ) -> Answer:
+        return await self._run(version.value.answer, request, vector, lack)
+
+    async def similar(self, version: Loaded[Engine], request: SimilarRequest) -> Answer:
+        return await self._run(version.value.answer_similar, request)
+
+    async def recommend(self, version: Loaded[Engine], request: RecommendRequest, coverage: Coverage | None) -> Answer:
+        return await self._run(version.value.answer_recommend, request, coverage)
+
+    async def item(self, version: Loaded[Engine], item_id: str) -> dict[str, Any]:
+        return version.value.item(item_id)
+
+    async def suggest(self, version: Loaded[Engine], prefix: str, k: int) -> list[Completion]:
+        return version.value.suggest(prefix, k)
+
+    async def _run(self, work: Callable[..., R], *args: Any) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+
+
+class SplitBackend:
+    """Handles to the encoder and the scorer; the scorer asks the retrievers itself.
+
+    encoder, scorer: objects whose `method.remote(*args)` is awaited, as Ray Serve's handles are.
+    """
+
+    def __init__(self, config: ServeConfig, telemetry: Telemetry, encoder: Any, scorer: Any):
+        self._live: Live[None] = follow(config, "gateway", telemetry, lambda ws, pair, before: None)
+        self._encoder = encoder
+        self._scorer = scorer
+
+    async def version(self, index: str | None) -> Loaded[None]:
+        return await choose(self._live, index)
+
+    async def vector(self, version: Loaded[None], query: str) -> np.ndarray:
+        return await self._call(self._encoder.encode, version.pair, query)
+
+    async def search(
+        self, version: Loaded[None], request: SearchRequest, vector: np.ndarray | None, lack: Lack | None
+    ) -> Answer:
+        return await self._call(self._scorer.search, version.pair, request, vector, lack)
+
+    async def similar(self, version: Loaded[None], request: SimilarRequest) -> Answer:
+        return await self._call(self._scorer.similar, version.pair, request)
+
+    async def recommend(self, version: Loaded[None], request: RecommendRequest, coverage: Coverage | None) -> Answer:
+        return await self._call(self._scorer.recommend, version.pair, request, coverage)
+
+    async def item(self, version: Loaded[None], item_id: str) -> dict[str, Any]:
+        return await self._call(self._scorer.item, version.pair, item_id)
+
+    async def suggest(self, version: Loaded[None], prefix: str, k: int) -> list[Completion]:
+        return await self._call(self._scorer.suggest, version.pair, prefix, k)
+
+    async def _call(self, method: Any, pair: Pair, *args: Any) -> Any:
+        """Ask for `pair`; for the other loaded pair where a replica has not got it; again where a replica died.
+
+        Every call only reads, so asking twice does no harm.
+        """
+        pairs = [pair, *(loaded.pair for loaded in (self._live.current, self._live.previous) if loaded is not None)]
+        failure: Exception | None = None
+        for wanted in dict.fromkeys(pairs):
+            try:
+                return await retried(partial(method.remote, wanted, *args))
+            except VersionNotLoaded as error:
+                failure = error
+        raise Unavailable(f"no replica has {pair.index} loaded yet") from failure
+
+
+async def retried(call: Callable[[], Awaitable[R]]) -> R:
+    """Await a call to another replica, again if that replica died under it. Raises our own errors, or Unavailable."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            return await call()
+        except RayrecError:
+            raise
+        except Exception as error:  # Ray and gRPC raise many kinds for a replica that is gone
+            if attempt == _ATTEMPTS - 1:
+                raise Unavailable(f"a part of the service does not answer ({type(error).__name__})") from error
+            await asyncio.sleep(0.05 * (attempt + 1))
+    raise AssertionError("unreachable")
+
+
+class RemoteRetrievers:
+    """The shards as the scorer's replicas see them: one handle each."""
+
+    def __init__(self, handles: Sequence[Any]):
+        self._handles = handles
+
+    async def find(self, pair: Pair, probe: Probe) -> list[Found]:
+        return await asyncio.gather(*(retried(partial(handle.find.remote, pair, probe)) for handle in self._handles))
+
+    async def nearest(self, pair: Pair, near: Near | None) -> np.ndarray:
+        """Rows of the items nearest to near.vector, best first."""
+        if near is None:
+            return NOTHING
+
+        def part(number: int) -> np.ndarray | None:
+            mask = own_part(near.allowed, number, len(self._handles))
+            return None if mask is None else np.packbits(mask)
+
+        calls = (
+            retried(partial(handle.nearest.remote, pair, near.vector, near.k, part(i)))
+            for i, handle in enumerate(self._handles)
+        )
+        return best_rows(list(await asyncio.gather(*calls)), near.k)

@@ -1,0 +1,161 @@
+"""The request path of the service: admit, encode within a budget, answer within a deadline, say what was left out.
+
+A plain class: with a backend that a test makes it needs neither Ray nor HTTP.
+
+Under load it steps down rather than queue: full -> words alone -> what is popular -> 429. Each step costs about a
+fifth of the one before, and the answer's `coverage` names it. (There is no reranker yet to leave out first.)
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from cachetools import LRUCache
+
+from rayrec.answer import Answer, Coverage, Lack, cursor_index
+from rayrec.config import ServeConfig
+from rayrec.errors import Overloaded, RayrecError
+from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
+from rayrec.serving.backends import Backend
+from rayrec.serving.telemetry import Telemetry
+from rayrec.serving.versions import Loaded
+
+log = logging.getLogger(__name__)
+
+_WORDS_FROM, _POPULAR_FROM = 0.5, 0.75  # of max_in_flight
+_BUSY_WORDS = "busy: answered by words alone"
+_BUSY_POPULAR = "busy: answered with what is popular"
+
+
+class Gateway:
+    """One replica's way from a request to an answer. Not thread-safe: it lives in one event loop."""
+
+    def __init__(self, config: ServeConfig, backend: Backend, telemetry: Telemetry, replica: str):
+        self.config = config
+        self.backend = backend
+        self.telemetry = telemetry
+        self.replica = replica
+        self._in_flight = 0
+        self._vectors: LRUCache = LRUCache(config.cached_vectors)
+
+    async def search(self, request: SearchRequest) -> dict[str, Any]:
+        """Raises InvalidRequest, Overloaded, Unavailable."""
+        started = time.perf_counter()
+        with self._admitted() as load:
+            pinned = None if request.cursor is None else cursor_index(request.cursor)
+            version = await self.backend.version(pinned)
+            if request.query and load >= _POPULAR_FROM:
+                answer = await self._popular(version, request)
+            else:
+                vector, lack = None, None
+                if request.wants_vector:
+                    vector, lack = await self._try_vector(version, request.query, load)
+                with self._stage("answer"):
+                    answer = await self.backend.search(version, request, vector, lack)
+        return self._finished("search", answer, started)
+
+    async def _popular(self, version: Loaded[Any], request: SearchRequest) -> Answer:
+        """What is popular under the request's filters, in one page. Raises Overloaded for any page but the first."""
+        if request.cursor is not None or request.page > 1:
+            raise Overloaded("too busy to page through a search; try again")
+        self.telemetry.degraded.labels("search", "popular").inc()
+        answer = await self.backend.search(version, replace(request, query="", sort="popular"), None, None)
+        return replace(answer, cursor=None, coverage=Coverage(degraded=True, why=_BUSY_POPULAR))
+
+    async def similar(self, request: SimilarRequest) -> dict[str, Any]:
+        """Raises NotFound, InvalidRequest, Overloaded, Unavailable."""
+        started = time.perf_counter()
+        with self._admitted():
+            answer = await self.backend.similar(await self.backend.version(None), request)
+        return self._finished("similar", answer, started)
+
+    async def recommend(self, request: RecommendRequest) -> dict[str, Any]:
+        """Raises InvalidRequest, Overloaded, Unavailable."""
+        started = time.perf_counter()
+        with self._admitted() as load:
+            coverage = None
+            if load >= _POPULAR_FROM:
+                coverage = Coverage(behavior="ok", degraded=True, why=_BUSY_POPULAR)
+                self.telemetry.degraded.labels("recommend", "popular").inc()
+            answer = await self.backend.recommend(await self.backend.version(None), request, coverage)
+        return self._finished("recommend", answer, started)
+
+    async def item(self, item_id: str) -> dict[str, Any]:
+        """Raises NotFound, Overloaded, Unavailable."""
+        with self._admitted():
+            return {"item": await self.backend.item(await self.backend.version(None), item_id)}
+
+    async def suggest(self, prefix: str, k: int) -> dict[str, Any]:
+        """Raises Overloaded, Unavailable."""
+        started = time.perf_counter()
+        with self._admitted():
+            found = await self.backend.suggest(await self.backend.version(None), prefix, k)
+        return {"suggestions": [{"text": each.text} for each in found], "took_ms": _elapsed_ms(started)}
+
+    @contextlib.contextmanager
+    def _admitted(self) -> Iterator[float]:
+        """The share of the capacity that is in use, this request included. Raises Overloaded beyond it."""
+        if self._in_flight >= self.config.max_in_flight:
+            self.telemetry.degraded.labels("all", "refused").inc()
+            raise Overloaded("more requests than can be answered in time; try again")
+        self._in_flight += 1
+        self.telemetry.in_flight.set(self._in_flight)
+        try:
+            yield self._in_flight / self.config.max_in_flight
+        finally:
+            self._in_flight -= 1
+            self.telemetry.in_flight.set(self._in_flight)
+
+    async def _try_vector(self, version: Loaded[Any], query: str, load: float) -> tuple[np.ndarray | None, Lack | None]:
+        key = (version.pair, query)
+        known = self._vectors.get(key)
+        if self.config.cached_vectors:
+            self.telemetry.cache.labels("vector", "miss" if known is None else "hit").inc()
+        if known is not None:
+            return known, None
+        if load >= _WORDS_FROM:
+            self.telemetry.degraded.labels("search", "words").inc()
+            return None, Lack("skipped", _BUSY_WORDS)
+        budget_s = self.config.encode_budget_ms / 1000
+        try:
+            with self._stage("encode"):
+                vector = await asyncio.wait_for(self.backend.vector(version, query), budget_s)
+        except (TimeoutError, asyncio.TimeoutError):
+            why = f"the encoder took longer than {self.config.encode_budget_ms} ms"
+        except RayrecError as error:
+            why = str(error)
+        except Exception as error:  # whatever a runtime throws, words still answer, and the answer says so
+            # never the message: it may hold the query
+            log.error("encoding a query failed: %s", type(error).__name__)
+            why = f"the encoder failed ({type(error).__name__})"
+        else:
+            if self.config.cached_vectors:
+                self._vectors[key] = vector
+            return vector, None
+        self.telemetry.degraded.labels("search", "words").inc()
+        return None, Lack("failed", why)
+
+    @contextlib.contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.telemetry.stage.labels(name).observe(time.perf_counter() - started)
+
+    def _finished(self, route: str, answer: Answer, started: float) -> dict[str, Any]:
+        values = answer.to_dict()
+        for part in ("lexical", "dense", "behavior"):
+            self.telemetry.coverage.labels(route, part, values["coverage"][part]).inc()
+        return {
+            **values,
+            "took_ms": _elapsed_ms(started),
+            "versions": {**values["versions"], "replica": self.replica},
+        }
+
+
+def _elapsed_ms(started: float) -> float:
+    return round((time.perf_counter() - started) * 1000, 3)

@@ -1,0 +1,327 @@
+"""The HTTP API: typed bodies in, answers out, OpenAPI of both at /docs.
+
+Answers leave as bytes that are made once; their models are what OpenAPI shows, and tests hold answers to them.
+"""
+
+from collections.abc import Awaitable, Callable
+from importlib import resources
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import Depends, FastAPI, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from rayrec import __version__
+from rayrec.config import ServeConfig
+from rayrec.errors import Forbidden, RayrecError
+from rayrec.request import MAX_PAGE_SIZE, MAX_QUERY_CHARS, RecommendRequest, SearchRequest, SimilarRequest
+from rayrec.serving.auth import COOKIE, SESSION_S, Keys
+from rayrec.serving.edge import Edge, error_body, error_response, scopes_of
+from rayrec.serving.gateway import Gateway
+
+MetricsText = Callable[[], Awaitable[str]]
+
+_ID = Annotated[str, Field(min_length=1, max_length=512)]
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+}
+_DOCS_FILES = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+Filters = dict[str, Any]
+
+
+class SearchBody(Strict):
+    """A search. Without a query, everything, popular first."""
+
+    query: str = Field("", max_length=MAX_QUERY_CHARS, examples=["frozen pizza"])
+    user_id: _ID | None = Field(None, description="who asks; search does not use it yet")
+    session_id: _ID | None = None
+    filters: Filters | None = Field(
+        None,
+        description="AND across fields, OR within one: words as lists, numbers as bounds, available as a boolean",
+        examples=[{"brand": ["Private"], "price_cents": {"gte": 100, "lt": 500}, "category": ["Grocery"]}],
+    )
+    facets: list[str] = Field([], max_length=16, examples=[["brand", "category", "price_cents"]])
+    sort: Literal["relevance", "price_asc", "price_desc", "newest", "popular"] = "relevance"
+    page: int = Field(1, ge=1, le=100_000)
+    page_size: int = Field(24, ge=1, le=MAX_PAGE_SIZE)
+    cursor: str | None = Field(None, max_length=512, description="of the answer before; wins over page")
+    mode: Literal["hybrid", "lexical", "dense"] = "hybrid"
+    explain: bool = Field(False, description="say for each hit why it is there")
+
+
+class RecommendBody(Strict):
+    """What a shopper may want next; without a user or recent items, what is popular."""
+
+    user_id: _ID | None = Field(None, examples=["900"])
+    session_id: _ID | None = None
+    recent_item_ids: list[_ID] = Field([], max_length=100, description="just looked at, oldest first")
+    filters: Filters | None = None
+    k: int = Field(24, ge=1, le=MAX_PAGE_SIZE)
+    explain: bool = False
+
+
+class Item(BaseModel):
+    item_id: str
+    title: str
+    description: str | None
+    brand: str | None
+    category: list[str | None] | None
+    price_cents: int | None
+    currency: str | None
+    image_uri: str | None
+    attributes: dict[str, str | None]
+    available: bool | None
+    updated_us: int | None
+
+
+class Reason(BaseModel):
+    part: str
+    weight: float
+    text: str
+
+
+class HitModel(BaseModel):
+    item_id: str
+    score: float
+    item: Item
+    reasons: list[Reason] | None = None
+
+
+class CoverageModel(BaseModel):
+    lexical: Literal["ok", "skipped", "failed"]
+    dense: Literal["ok", "skipped", "failed"]
+    image: Literal["ok", "skipped", "failed"]
+    behavior: Literal["ok", "skipped", "failed"]
+    rerank: Literal["ok", "skipped", "failed"]
+    degraded: bool
+    why: str | None
+
+
+class VersionsModel(BaseModel):
+    index: str
+    model: str | None
+    log_offset: int
+    replica: str
+
+
+class AnswerModel(BaseModel):
+    request_id: str
+    hits: list[HitModel]
+    total: int
+    total_is_exact: bool
+    facets: dict[str, Any]
+    page: int
+    cursor: str | None
+    took_ms: float
+    coverage: CoverageModel
+    versions: VersionsModel
+
+
+class ItemAnswer(BaseModel):
+    request_id: str
+    item: Item
+
+
+class Suggestion(BaseModel):
+    text: str
+
+
+class SuggestAnswer(BaseModel):
+    request_id: str
+    suggestions: list[Suggestion]
+    took_ms: float
+
+
+class PageAnswer(BaseModel):
+    request_id: str
+    name: str
+    facets: list[str]
+    shoppers: list[str]
+
+
+class ErrorDetail(BaseModel):
+    code: str
+    message: str
+    field: str | None
+    hint: str | None
+    request_id: str
+
+
+class ErrorModel(BaseModel):
+    error: ErrorDetail
+
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorModel, "description": "A request that cannot be answered as it was put"},
+    401: {"model": ErrorModel, "description": "No valid key"},
+    403: {"model": ErrorModel, "description": "A key without the scope"},
+    404: {"model": ErrorModel, "description": "Nothing there"},
+    405: {"model": ErrorModel, "description": "Not this method"},
+    409: {"model": ErrorModel, "description": "A cursor of a version that no longer answers"},
+    413: {"model": ErrorModel, "description": "A body too large or too deep"},
+    422: {"model": ErrorModel, "description": "A body that does not fit its description"},
+    429: {"model": ErrorModel, "description": "Beyond capacity; see Retry-After"},
+    503: {"model": ErrorModel, "description": "Not answered in time; see Retry-After"},
+}
+
+
+def needs(wanted: str) -> Any:
+    """A dependency that lets a caller of scope `wanted` through."""
+
+    async def check(request: Request) -> None:
+        if wanted not in scopes_of(request.scope):
+            raise Forbidden(f"needs a key of scope {wanted}")
+
+    return Depends(check)
+
+
+def create_app(gateway: Gateway, keys: Keys, metrics: MetricsText) -> FastAPI:
+    """The API around a gateway. metrics: the text of all replicas together."""
+    config = gateway.config
+    app = FastAPI(title="rayrec", version=__version__, docs_url=None, redoc_url=None, strict_content_type=False)
+    app.add_middleware(Edge, config=config, keys=keys, telemetry=gateway.telemetry)
+    _add_errors(app)
+    _add_answers(app, gateway)
+    _add_operations(app, metrics)
+    _add_docs(app)
+    if config.page:
+        _add_page(app, config, keys)
+    return app
+
+
+def _json(request: Request, values: dict[str, Any]) -> Response:
+    content = orjson.dumps({**values, "request_id": request.state.request_id})
+    return Response(content, media_type="application/json")
+
+
+def _add_answers(app: FastAPI, gateway: Gateway) -> None:
+    options: dict[str, Any] = {"dependencies": [needs("read")], "responses": _ERRORS, "response_class": Response}
+
+    def answers(model: type[BaseModel]) -> dict[str, Any]:
+        return {**options, "responses": {**_ERRORS, 200: {"model": model}}}
+
+    @app.post("/v1/search", **answers(AnswerModel))
+    async def search(request: Request, body: SearchBody) -> Response:
+        asked = body.model_dump(exclude={"user_id", "session_id"})
+        return _json(request, await gateway.search(SearchRequest(**asked)))
+
+    @app.get("/v1/suggest", **answers(SuggestAnswer))
+    async def suggest(
+        request: Request,
+        q: Annotated[str, Query(max_length=200, examples=["piz"])],
+        k: Annotated[int, Query(ge=1, le=50)] = 8,
+    ) -> Response:
+        return _json(request, await gateway.suggest(q, k))
+
+    @app.get("/v1/items/{item_id}/similar", **answers(AnswerModel))
+    async def similar(
+        request: Request,
+        item_id: Annotated[str, Path(max_length=512)],
+        k: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = 24,
+        explain: bool = False,
+    ) -> Response:
+        return _json(request, await gateway.similar(SimilarRequest(item_id, k, explain=explain)))
+
+    @app.get("/v1/items/{item_id}", **answers(ItemAnswer))
+    async def item(request: Request, item_id: Annotated[str, Path(max_length=512)]) -> Response:
+        return _json(request, await gateway.item(item_id))
+
+    @app.post("/v1/recommend", **answers(AnswerModel))
+    async def recommend(request: Request, body: RecommendBody) -> Response:
+        asked = body.model_dump(exclude={"session_id"})
+        return _json(request, await gateway.recommend(RecommendRequest(**asked)))
+
+    @app.get("/v1/page", **answers(PageAnswer), summary="What the web page shows")
+    async def page(request: Request) -> Response:
+        config = gateway.config
+        facets = ["category", "brand", "price_cents", "available"]
+        return _json(request, {"name": config.page_name, "facets": facets, "shoppers": config.page_shoppers})
+
+
+def _add_operations(app: FastAPI, metrics: MetricsText) -> None:
+    @app.get("/healthz", summary="Liveness")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", summary="Readiness: a replica exists only once its version is loaded")
+    async def readyz() -> dict[str, str]:
+        return {"status": "ready"}
+
+    @app.get("/metrics", response_class=Response, summary="Prometheus text of all replicas together")
+    async def metrics_text() -> Response:
+        return Response(await metrics(), media_type="text/plain; version=0.0.4")
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(RayrecError)
+    async def ours(request: Request, error: RayrecError) -> Response:
+        status, headers, content = error_response(error, request.state.request_id)
+        return Response(content, status, headers, "application/json")
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+        broken = first["type"] == "json_invalid"
+        field = None if broken else ".".join(place) or None
+        code = "invalid_json" if broken else f"invalid_{place[0] if place else 'body'}"
+        content = error_body(code, f"{field or 'body'}: {first['msg']}", request.state.request_id, field)
+        return Response(content, 400 if broken else 422, media_type="application/json")
+
+    @app.exception_handler(HTTPException)
+    async def of_starlette(request: Request, error: HTTPException) -> Response:
+        code = {404: "no_such_route", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+        content = error_body(code, str(error.detail), request.state.request_id, hint="see /docs")
+        return Response(content, error.status_code, dict(error.headers or {}), "application/json")
+
+
+def _add_docs(app: FastAPI) -> None:
+    """Swagger UI from its package, so that a page of documentation asks nobody outside."""
+    swagger = resources.files("fastapi_swagger.resources")
+    assets = {name: (swagger.joinpath(name).read_bytes(), kind) for name, kind in _DOCS_FILES.items()}
+    own = resources.files("rayrec.serving.ui")
+    assets["docs.js"] = (own.joinpath("docs.js").read_bytes(), "text/javascript")
+    page = own.joinpath("docs.html").read_bytes()
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(page, media_type=_TYPES[".html"])
+
+    @app.get("/docs/{name}", include_in_schema=False)
+    async def asset(name: str) -> Response:
+        if name not in assets:
+            raise HTTPException(404, "Not Found")
+        content, kind = assets[name]
+        return Response(content, media_type=kind)
+
+
+def _add_page(app: FastAPI, config: ServeConfig, keys: Keys) -> None:
+    files = {
+        entry.name: (entry.read_bytes(), _TYPES["." + entry.name.rpartition(".")[2]])
+        for entry in resources.files("rayrec.serving.ui").iterdir()
+        if "." + entry.name.rpartition(".")[2] in _TYPES
+    }
+
+    @app.get("/", include_in_schema=False)
+    async def page(request: Request) -> Response:
+        content, kind = files["index.html"]
+        response = Response(content, media_type=kind)
+        response.set_cookie(COOKIE, keys.new_session(), max_age=SESSION_S, httponly=True, samesite="strict", path="/")
+        return response
+
+    @app.get("/ui/{name}", include_in_schema=False)
+    async def file(name: str) -> Response:
+        if name not in files:
+            raise HTTPException(404, "Not Found")
+        content, kind = files[name]
+        return Response(content, media_type=kind)

@@ -1,0 +1,149 @@
+"""The parts of a split service: query encoder, retriever of one shard, scorer. Plain classes that a test can call.
+
+Each follows the workspace's pointer by itself and keeps the pair before the present one for a while, so callers
+name the pair they want and fall back on the other where a part is not there yet.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from rayrec import encoder_exports
+from rayrec.answer import Answer, Coverage, Lack
+from rayrec.config import ServeConfig
+from rayrec.encoders.base import Encoder
+from rayrec.engine import Engine, fusion_weights, search_coverage
+from rayrec.errors import IncompatibleArtifact
+from rayrec.request import SearchRequest
+from rayrec.retrieval.base import Found, Hits, Probe
+from rayrec.retrieval.shards import Shard, Shards
+from rayrec.scorer import Scorer
+from rayrec.serving.telemetry import Telemetry
+from rayrec.serving.versions import Live, Pair, T
+from rayrec.workspace import Workspace
+
+_WARM_UP = "warm up"
+
+
+def follow(
+    config: ServeConfig, part: str, telemetry: Telemetry, load: Callable[[Workspace, Pair, T | None], T]
+) -> Live[T]:
+    """A part that follows the config's workspace, and whose versions and failures are counted."""
+    ws = Workspace.open(config.workspace, create=False)
+
+    def changed(pair: Pair) -> None:
+        telemetry.version.clear()
+        telemetry.version.labels(part, pair.index, pair.model or "").set(1)
+
+    return Live(
+        ws,
+        lambda pair, before: load(ws, pair, before),
+        poll_s=config.poll_s,
+        keep_previous_s=config.keep_previous_s,
+        on_change=changed,
+        on_failure=lambda pair: telemetry.load_failures.labels(part).inc(),
+    )
+
+
+def load_engine(config: ServeConfig) -> Callable[[Workspace, Pair, Engine | None], Engine]:
+    """How a fused gateway loads a pair: whole, and used once, so that its first shopper does not wait."""
+
+    def load(ws: Workspace, pair: Pair, before: Engine | None) -> Engine:
+        engine = Engine.load(
+            ws,
+            pair.index,
+            pair.model,
+            cached_vectors=0,  # the gateway keeps them
+            cached_candidates=config.cached_candidates,
+        )
+        engine.search(_WARM_UP, facets=("brand", "category", "price_cents"))
+        engine.recommend(k=1)
+        return engine
+
+    return load
+
+
+class QueryEncoder:
+    """Queries -> vectors in the space of an index."""
+
+    def __init__(self, config: ServeConfig, telemetry: Telemetry):
+        self._telemetry = telemetry
+        self._live = follow(config, "encoder", telemetry, _load_encoder)
+
+    def encode(self, pair: Pair, queries: Sequence[str]) -> np.ndarray:
+        """float32 (B, D). Raises VersionNotLoaded."""
+        self._telemetry.batch.labels("encode").observe(len(queries))
+        return self._live.get(pair).value.encode(queries)
+
+
+def _load_encoder(ws: Workspace, pair: Pair, before: Encoder | None) -> Encoder:
+    space = ws.manifest("indexes", pair.index)["encoder"]["space"]
+    if before is not None and before.id.space == space:
+        return before
+    encoder = encoder_exports.open_for(ws, space)
+    encoder.encode([_WARM_UP])
+    return encoder
+
+
+class Retriever:
+    """One shard's words and vectors. Raises IncompatibleArtifact if the index has other shards than the config says."""
+
+    def __init__(self, config: ServeConfig, shard: int, telemetry: Telemetry):
+        self._shard = shard
+        self._shards = config.shards
+        self._telemetry = telemetry
+        self._live = follow(config, f"retriever-{shard}", telemetry, self._load)
+
+    def _load(self, ws: Workspace, pair: Pair, before: Shard | None) -> Shard:
+        check_shards(ws, pair, self._shards)
+        return Shard.load(ws.local_copy("indexes", pair.index), self._shard, self._shards)
+
+    def find(self, pair: Pair, probes: Sequence[Probe]) -> list[Found]:
+        """What the shard has for each probe. Raises VersionNotLoaded."""
+        self._telemetry.batch.labels("retrieve").observe(len(probes))
+        return self._live.get(pair).value.find(probes)
+
+    def nearest(self, pair: Pair, vector: np.ndarray, k: int, allowed: np.ndarray | None) -> Hits:
+        """The k items nearest to vector (D,). allowed: packed bits of this shard's mask. Raises VersionNotLoaded."""
+        shard = self._live.get(pair).value
+        mask = None if allowed is None else np.unpackbits(allowed, count=shard.dense.n).astype(bool)
+        return shard.nearest(vector, k, mask)
+
+
+def check_shards(ws: Workspace, pair: Pair, shards: int) -> None:
+    found = ws.manifest("indexes", pair.index)["shards"]
+    if found != shards:
+        raise IncompatibleArtifact(
+            f"indexes/{pair.index} has {found} shards, the service {shards} retrievers; "
+            f"build it with shards: {shards}, or deploy again with shards: {found}"
+        )
+
+
+class ScorerPart:
+    """The scorer of each loaded pair; it reads vectors of single rows from the mapped file."""
+
+    def __init__(self, config: ServeConfig, telemetry: Telemetry):
+        self._shards = config.shards
+        self._live = follow(config, "scorer", telemetry, self._load)
+
+    def _load(self, ws: Workspace, pair: Pair, before: Scorer | None) -> Scorer:
+        check_shards(ws, pair, self._shards)
+        directory = ws.local_copy("indexes", pair.index)
+        manifest = ws.manifest("indexes", pair.index)
+        versions = {"index": pair.index, "model": pair.model, "log_offset": manifest["log_offset"]}
+        shards = Shards.load(directory, self._shards, mapped=True)
+        return Scorer(shards, weights=fusion_weights(ws, pair.model), versions=versions)
+
+    def scorer(self, pair: Pair) -> Scorer:
+        """Raises VersionNotLoaded."""
+        return self._live.get(pair).value
+
+    def answer(
+        self, pair: Pair, request: SearchRequest, probe: Probe | None, found: Sequence[Found], lack: Lack | None
+    ) -> Answer:
+        """A search from what the shards found for its probe; no probe, no query."""
+        scorer = self.scorer(pair)
+        vector = None if probe is None else probe.vector
+        coverage: Coverage = search_coverage(request, vector, lack)
+        candidates = scorer.everything() if probe is None else scorer.candidates(probe, list(found))
+        return scorer.search(request, candidates, coverage)
