@@ -1,6 +1,7 @@
 """Stand-ins that cost nothing: an encoder of hashed words, a small shop, its shoppers, and an engine around them."""
 
 import hashlib
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rayrec.engine import Engine
 from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.retrieval.shards import Shards, attribute_words, build_shard, shard_name, shard_rows
 from rayrec.schema import EVENTS, ITEMS
+from rayrec.workspace import Workspace
 
 DAY_US = 86_400_000_000
 NOW_US = 1_700_000_000_000_000
@@ -188,3 +190,19 @@ def make_tiny_model(directory: Path, kind: str, seed: int = 0) -> Path:
     model.save_pretrained(directory)
     tokenizer.save(str(directory / "tokenizer.json"))
     return directory
+
+
+def publish_index(ws: Workspace, items: pa.Table, events: pa.Table, *, shards: int = 1) -> str:
+    """A published version like the index job's, of the fake encoder's space, built in this process. Its name."""
+    with ws.stage("indexes") as staged:
+        with tempfile.TemporaryDirectory() as local:
+            build_engine(Path(local), items, events, shards=shards)
+            staged.upload(Path(local), "")
+        encoder = {
+            "space": FakeEncoder().id.space,
+            "id": str(FakeEncoder().id),
+            "export": None,
+            "dim": FakeEncoder().dim,
+        }
+        counts = {"items": items.num_rows, "events": events.num_rows}
+        return staged.publish({"encoder": encoder, "shards": shards, "log_offset": 0, "counts": counts})

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,13 +17,10 @@ import numpy as np
 from fastapi import FastAPI
 from ray import serve
 
-from rayrec.answer import Answer, Coverage, Lack
 from rayrec.config import ReplicasConfig, ServeConfig
-from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.retrieval.base import Found, Hits, Probe
-from rayrec.retrieval.completions import Completion
 from rayrec.serving.auth import Keys
-from rayrec.serving.backends import Backend, FusedBackend, RemoteRetrievers, SplitBackend
+from rayrec.serving.backends import Backend, FusedBackend, RemoteRetrievers, RemoteScorer, SplitBackend
 from rayrec.serving.batching import Batcher, by_key
 from rayrec.serving.gateway import Gateway
 from rayrec.serving.http import create_app
@@ -183,42 +179,11 @@ class RetrieverReplica(Reporting):
         return await self._find((pair, probe))
 
     async def nearest(self, pair: Pair, vector: np.ndarray, k: int, allowed: np.ndarray | None) -> Hits:
-        return await _run(self._thread, self._part.nearest, pair, vector, k, allowed)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._part.nearest, pair, vector, k, allowed)
 
 
-class ScorerReplica(Reporting):
+class ScorerReplica(Reporting, RemoteScorer):
     def __init__(self, config: ServeConfig, hub: Any, *retrievers: Any):
         Reporting.__init__(self, hub)
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="rayrec-score")
-        self._retrievers = RemoteRetrievers(retrievers)
-        self._part = ScorerPart(config, self.telemetry)
-
-    async def search(self, pair: Pair, request: SearchRequest, vector: np.ndarray | None, lack: Lack | None) -> Answer:
-        probe, found = None, list[Found]()
-        if request.query:
-            mode = "lexical" if vector is None else request.mode
-            probe = self._part.scorer(pair).probe(request.query, mode, vector)
-            found = await self._retrievers.find(pair, probe)
-        return await _run(self._threads, self._part.answer, pair, request, probe, found, lack)
-
-    async def similar(self, pair: Pair, request: SimilarRequest) -> Answer:
-        scorer = self._part.scorer(pair)
-        plan = scorer.plan_similar(request)
-        near = await self._retrievers.nearest(pair, plan.near)
-        return await _run(self._threads, scorer.similar, request, plan, near)
-
-    async def recommend(self, pair: Pair, request: RecommendRequest, coverage: Coverage | None) -> Answer:
-        scorer = self._part.scorer(pair)
-        plan = await _run(self._threads, lambda: scorer.plan_recommend(request, popular=coverage is not None))
-        near = await self._retrievers.nearest(pair, plan.near)
-        return await _run(self._threads, scorer.recommend, request, plan, near, coverage)
-
-    async def item(self, pair: Pair, item_id: str) -> dict[str, Any]:
-        return self._part.scorer(pair).item(item_id)
-
-    async def suggest(self, pair: Pair, prefix: str, k: int) -> list[Completion]:
-        return self._part.scorer(pair).suggest(prefix, k)
-
-
-def _run(threads: ThreadPoolExecutor, work: Callable[..., Any], *args: Any) -> Awaitable[Any]:
-    return asyncio.get_running_loop().run_in_executor(threads, work, *args)
+        RemoteScorer.__init__(self, ScorerPart(config, self.telemetry), RemoteRetrievers(retrievers))

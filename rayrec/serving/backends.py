@@ -23,7 +23,7 @@ from rayrec.retrieval.completions import Completion
 from rayrec.retrieval.shards import best_rows, own_part
 from rayrec.scorer import Near
 from rayrec.serving.batching import Batcher, by_key
-from rayrec.serving.parts import follow, load_engine
+from rayrec.serving.parts import ScorerPart, follow, load_engine
 from rayrec.serving.telemetry import Telemetry
 from rayrec.serving.versions import Live, Loaded, Pair, T
 
@@ -191,3 +191,41 @@ class RemoteRetrievers:
             for i, handle in enumerate(self._handles)
         )
         return best_rows(list(await asyncio.gather(*calls)), near.k)
+
+
+class RemoteScorer:
+    """What a scorer replica does for a gateway: plan, ask the retrievers, answer."""
+
+    def __init__(self, part: ScorerPart, retrievers: RemoteRetrievers):
+        self._part = part
+        self._retrievers = retrievers
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="rayrec-score")
+
+    async def search(self, pair: Pair, request: SearchRequest, vector: np.ndarray | None, lack: Lack | None) -> Answer:
+        probe, found = None, list[Found]()
+        if request.query:
+            mode = "lexical" if vector is None else request.mode
+            probe = self._part.scorer(pair).probe(request.query, mode, vector)
+            found = await self._retrievers.find(pair, probe)
+        return await self._run(self._part.answer, pair, request, probe, found, lack)
+
+    async def similar(self, pair: Pair, request: SimilarRequest) -> Answer:
+        scorer = self._part.scorer(pair)
+        plan = scorer.plan_similar(request)
+        near = await self._retrievers.nearest(pair, plan.near)
+        return await self._run(scorer.similar, request, plan, near)
+
+    async def recommend(self, pair: Pair, request: RecommendRequest, coverage: Coverage | None) -> Answer:
+        scorer = self._part.scorer(pair)
+        plan = await self._run(partial(scorer.plan_recommend, request, popular=coverage is not None))
+        near = await self._retrievers.nearest(pair, plan.near)
+        return await self._run(scorer.recommend, request, plan, near, coverage)
+
+    async def item(self, pair: Pair, item_id: str) -> dict[str, Any]:
+        return self._part.scorer(pair).item(item_id)
+
+    async def suggest(self, pair: Pair, prefix: str, k: int) -> list[Completion]:
+        return self._part.scorer(pair).suggest(prefix, k)
+
+    async def _run(self, work: Callable[..., R], *args: Any) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)

@@ -24,6 +24,7 @@ FAST_PATH = {
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     # every route only reads, or is idempotent: a request whose replica died goes to another one
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_RETRIES": "8",  # a dead replica's pooled connections may each cost one
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "60",

@@ -107,7 +107,10 @@ class Edge:
 
         try:
             self._identify(scope, headers, path)
-            body = await self._read(receive, headers) if scope["method"] in _BODIES else None
+            body = None
+            if scope["method"] in _BODIES:
+                body = await self._read(receive, headers)
+                _call_it_json(scope)
             call = self._app(scope, receive if body is None else _replay(body, receive), send_with_headers)
             await asyncio.wait_for(call, self._deadline_s(headers))
         except Exception as error:  # the edge of the service: whatever is thrown becomes the one shape
@@ -194,6 +197,12 @@ class Edge:
         if body.count(b"{") + body.count(b"[") > self._config.max_depth and _depth(body) > self._config.max_depth:
             raise TooLarge(f"body: nested deeper than {self._config.max_depth}")
         return body
+
+
+def _call_it_json(scope: Scope) -> None:
+    """Bodies are JSON, also where a client (curl -d, say) sends them under another name."""
+    others = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+    scope["headers"] = [*others, (b"content-type", b"application/json")]
 
 
 def _depth(body: bytes) -> int:

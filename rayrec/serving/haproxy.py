@@ -5,6 +5,7 @@ It amends the configuration that Ray Serve has just written, then becomes HAProx
   that only its owner may use;
 - no request log: its lines hold paths and queries;
 - errors that the proxy makes itself, and those that Ray Serve answers as plain text, in the API's one shape;
+  (What is no HTTP at all, or has headers over 16 KiB, HAProxy answers with a 400 of its own that cannot be changed.)
 - headers by which a client could reach around the API (Ray Serve's own timeout and model routing) are dropped.
 
 Ray Serve's setting for another binary, RAY_SERVE_HAPROXY_BINARY_PATH, names it; see serving/cluster.py.
@@ -19,9 +20,7 @@ from pathlib import Path
 _DROPPED_SECTIONS = ("frontend prometheus", "listen stats")
 _DROPPED_HEADERS = ("x-request-timeout-seconds", "x-request-disconnect-disabled", "serve_multiplexed_model_id")
 _CODES = {
-    400: ("bad_request", "not a request that the proxy can read"),
     403: ("forbidden", "refused by the proxy"),
-    408: ("timeout", "the request did not arrive in time"),
     413: ("too_large", "the request is too large for the proxy"),
     500: ("unavailable", "the proxy failed"),
     502: ("unavailable", "no replica answered"),
@@ -32,10 +31,10 @@ _CODES = {
 _STATUS = {500: 503, 502: 503, 504: 503}
 
 
-def error_shape(code: str, message: str) -> str:
-    """The API's error as a HAProxy log-format string, in which %ID is the request's id."""
+def log_format(code: str, message: str) -> str:
+    """The API's error as a quoted HAProxy log-format string, in which %ID is the request's id."""
     shape = {"error": {"code": code, "message": message, "field": None, "hint": None, "request_id": "%ID"}}
-    return json.dumps(shape).replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + json.dumps(shape).replace('"', '\\"') + '"'
 
 
 def amend(config: str) -> str:
@@ -50,12 +49,12 @@ def amend(config: str) -> str:
         bare = line.strip()
         if section == "global" and re.match(r"log \S+ local0", bare):
             continue
-        if bare.startswith(("errorfile ", "http-error ")) or bare in _own_rules(section):
+        if bare.startswith(("errorfile ", "http-error ", "option httplog")) or bare in _own_rules(section):
             continue
         if bare.startswith("stats socket "):
             line = line.replace("mode 666", "mode 600")
         if section == "backend default_backend" and bare.startswith("http-request return"):
-            line = f'    http-request return status 503 content-type application/json lf-string "{_nothing_there()}"'
+            line = f"    http-request return status 503 content-type application/json lf-string {_nothing_there()}"
         lines.append(line)
         if line and not line[0].isspace():
             lines += [f"    {rule}" for rule in _own_rules(section)]
@@ -63,7 +62,7 @@ def amend(config: str) -> str:
 
 
 def _nothing_there() -> str:
-    return error_shape("unavailable", "no application is deployed yet")
+    return log_format("unavailable", "no application is deployed yet")
 
 
 def _own_rules(section: str) -> list[str]:
@@ -75,7 +74,7 @@ def _own_rules(section: str) -> list[str]:
             "timeout http-request 10s",
             *(
                 f"http-error status {status} content-type application/json "
-                f'lf-string "{error_shape(*what)}" hdr x-proxy-error {status}'
+                f"lf-string {log_format(*what)} hdr x-proxy-error {status}"
                 for status, what in _CODES.items()
             ),
         ]
@@ -91,9 +90,9 @@ def _own_rules(section: str) -> list[str]:
             "http-after-response set-header retry-after 1 if { res.hdr(x-proxy-error) -m found } { status 503 }",
         ]
     if kind == "backend" and name != "default_backend":
-        shape = error_shape("unavailable", "the service is starting or busy")
+        shape = log_format("unavailable", "the service is starting or busy")
         return [
-            f'http-response return status 503 content-type application/json lf-string "{shape}" hdr retry-after 1 '
+            f"http-response return status 503 content-type application/json lf-string {shape} hdr retry-after 1 "
             "if { res.hdr(content-type) -m beg text/plain } { status ge 400 }"
         ]
     return []

@@ -188,7 +188,7 @@ def needs(wanted: str) -> Any:
 def create_app(gateway: Gateway, keys: Keys, metrics: MetricsText) -> FastAPI:
     """The API around a gateway. metrics: the text of all replicas together."""
     config = gateway.config
-    app = FastAPI(title="rayrec", version=__version__, docs_url=None, redoc_url=None, strict_content_type=False)
+    app = FastAPI(title="rayrec", version=__version__, docs_url=None, redoc_url=None)
     app.add_middleware(Edge, config=config, keys=keys, telemetry=gateway.telemetry)
     _add_errors(app)
     _add_answers(app, gateway)
@@ -271,7 +271,7 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+        place = [str(part) for part in first["loc"][1:]]  # the first says whether it is of the body, query or path
         broken = first["type"] == "json_invalid"
         field = None if broken else ".".join(place) or None
         code = "invalid_json" if broken else f"invalid_{place[0] if place else 'body'}"

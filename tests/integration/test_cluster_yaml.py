@@ -18,7 +18,8 @@ from ray.cluster_utils import AutoscalingCluster
 
 from rayrec.embedding_store import EmbeddingStore
 from rayrec.workspace import Workspace
-from tests.integration.conftest import free_port, write_catalog
+from tests.integration.conftest import write_catalog
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
 CLUSTER = yaml.safe_load((Path(__file__).parents[2] / "cluster.yaml").read_text())

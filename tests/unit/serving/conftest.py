@@ -1,0 +1,133 @@
+"""A workspace with an index of the small shop, and the service's app around it, in this process and without Ray."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayrec import encoder_exports
+from rayrec.config import ServeConfig
+from rayrec.serving.auth import Keys
+from rayrec.serving.backends import FusedBackend
+from rayrec.serving.gateway import Gateway
+from rayrec.serving.http import create_app
+from rayrec.serving.telemetry import Telemetry, exposition
+from rayrec.workspace import Workspace
+from tests.fakes import FakeEncoder, make_catalog, make_shoppers, publish_index
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose promoted index is of the small shop, in two shards; to be read only."""
+    root = tmp_path_factory.mktemp("published")
+    items = make_catalog()
+    ws = Workspace.open(root)
+    ws.promote(index=publish_index(ws, items, make_shoppers(items)[0], shards=2))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def fake_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every index in these tests is of the fake encoder's space."""
+    monkeypatch.setattr(encoder_exports, "open_for", lambda ws, space, **_: FakeEncoder())
+
+
+@pytest.fixture
+def ws(published: Path, tmp_path: Path) -> Workspace:
+    """The published index in a workspace of the test's own, whose pointer and keys it may move."""
+    root = tmp_path / "ws"
+    root.mkdir()
+    (root / "indexes").mkdir()
+    for version in (published / "indexes").iterdir():
+        (root / "indexes" / version.name).symlink_to(version)
+    (root / "current.json").write_bytes((published / "current.json").read_bytes())
+    return Workspace.open(root)
+
+
+@dataclass
+class Answered:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error, which has the one shape."""
+        assert set(self.json) == {"error"}
+        assert set(self.json["error"]) == {"code", "message", "field", "hint", "request_id"}
+        return self.json["error"]
+
+
+def call_app(
+    app: Any, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, query: str = ""
+) -> Answered:
+    """One request to an ASGI app, without a server. body: bytes, or what is to be JSON."""
+    raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+    given = {"host": "127.0.0.1:8000", **(headers or {})}
+    scope = {
+        "type": "http", "http_version": "1.1", "method": method, "scheme": "http", "path": path, "root_path": "",
+        "raw_path": path.encode(), "query_string": query.encode(), "server": ("127.0.0.1", 8000),
+        "client": ("127.0.0.1", 1234), "headers": [(k.lower().encode(), v.encode()) for k, v in given.items()],
+    }  # fmt: skip
+    sent: list[dict[str, Any]] = []
+    messages = [{"type": "http.request", "body": raw, "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop(0)
+        await asyncio.sleep(3600)
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    start = next(m for m in sent if m["type"] == "http.response.start")
+    content = b"".join(m.get("body", b"") for m in sent if m["type"] == "http.response.body")
+    return Answered(start["status"], {k.decode(): v.decode() for k, v in start["headers"]}, content)
+
+
+@dataclass
+class App:
+    """The app, and the keys that open it."""
+
+    asgi: Any
+    gateway: Gateway
+    keys: Keys
+    secrets: dict[str, str]
+
+    def call(self, method: str, path: str, body: Any = None, *, scope: str | None = "read", **more: Any) -> Answered:
+        headers = dict(more.pop("headers", {}))
+        if scope is not None:
+            headers["authorization"] = f"Bearer {self.secrets[scope]}"
+        return call_app(self.asgi, method, path, body, headers, **more)
+
+
+@pytest.fixture
+def make_app(ws: Workspace) -> Callable[..., App]:
+    def make(backend: Any = None, **settings: Any) -> App:
+        config = ServeConfig(workspace=ws.uri, poll_s=0.05, **settings)
+        telemetry = Telemetry()
+        keys = Keys(ws)
+        secrets = {name: keys.create(name)[1] for name in ("read", "events", "admin")}
+        gateway = Gateway(config, backend or FusedBackend(config, telemetry), telemetry, "r1")
+
+        async def metrics() -> str:
+            return exposition(telemetry.snapshot())
+
+        return App(create_app(gateway, keys, metrics), gateway, keys, secrets)
+
+    return make
+
+
+@pytest.fixture
+def app(make_app: Callable[..., App]) -> App:
+    return make_app()

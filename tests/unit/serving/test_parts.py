@@ -1,0 +1,167 @@
+"""The split service, its parts in this process behind stand-in handles: equal answers, and what a lost part costs."""
+
+import asyncio
+import pickle
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayrec.config import ServeConfig
+from rayrec.errors import IncompatibleArtifact, InvalidRequest, NotFound, Unavailable, VersionNotLoaded
+from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
+from rayrec.serving.backends import FusedBackend, RemoteRetrievers, RemoteScorer, SplitBackend, retried
+from rayrec.serving.gateway import Gateway
+from rayrec.serving.parts import QueryEncoder, Retriever, ScorerPart
+from rayrec.serving.telemetry import Telemetry
+from rayrec.serving.versions import Pair
+
+
+class Handle:
+    """What Ray Serve's handle is to a caller: arguments and answers travel pickled. `dead`: raise so often first."""
+
+    def __init__(self, part: Any):
+        self._part = part
+        self.dead = 0
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*args: Any) -> Any:
+            if self.dead:
+                self.dead -= 1
+                raise ConnectionError("the replica died")
+            answer = getattr(self._part, name)(*pickle.loads(pickle.dumps(args)))
+            return pickle.loads(pickle.dumps(await answer if asyncio.iscoroutine(answer) else answer))
+
+        return type("Method", (), {"remote": staticmethod(call)})
+
+
+class EncoderSide:
+    def __init__(self, part: QueryEncoder):
+        self.part = part
+
+    def encode(self, pair: Pair, query: str) -> np.ndarray:
+        return self.part.encode(pair, [query])[0]
+
+
+class RetrieverSide:
+    def __init__(self, part: Retriever):
+        self.part = part
+
+    def find(self, pair: Pair, probe: Any) -> Any:
+        return self.part.find(pair, [probe])[0]
+
+    def nearest(self, *args: Any) -> Any:
+        return self.part.nearest(*args)
+
+
+@pytest.fixture
+def split(ws) -> tuple[SplitBackend, dict[str, Handle]]:
+    config = ServeConfig(workspace=ws.uri, topology="split", shards=2, poll_s=0.02)
+    telemetry = Telemetry()
+    retrievers = [Handle(RetrieverSide(Retriever(config, shard, telemetry))) for shard in range(2)]
+    scorer = Handle(RemoteScorer(ScorerPart(config, telemetry), RemoteRetrievers(retrievers)))
+    encoder = Handle(EncoderSide(QueryEncoder(config, telemetry)))
+    handles = {"encoder": encoder, "scorer": scorer, "retriever": retrievers[0]}
+    return SplitBackend(config, telemetry, encoder, scorer), handles
+
+
+def _ask(backend: Any, ws: Any, ask: Callable[[Gateway], Awaitable[Any]]) -> Any:
+    gateway = Gateway(ServeConfig(workspace=ws.uri), backend, Telemetry(), "r1")
+    answer = asyncio.run(ask(gateway))
+    return (
+        {k: v for k, v in answer.items() if k not in ("took_ms", "request_id")} if isinstance(answer, dict) else answer
+    )
+
+
+ASKS = [
+    lambda g: g.search(SearchRequest("acme usb cable", explain=True, facets=("brand", "category", "price_cents"))),
+    lambda g: g.search(SearchRequest("organic nuts", filters={"available": True, "brand": ["Acme"]}, sort="price_asc")),
+    lambda g: g.search(SearchRequest("pizza", mode="lexical", page=2, page_size=3)),
+    lambda g: g.search(SearchRequest("headphones", mode="dense")),
+    lambda g: g.search(SearchRequest()),
+    lambda g: g.similar(SimilarRequest("i0003", 9, explain=True)),
+    lambda g: g.recommend(RecommendRequest("u01", ["i0003"], 9, {"available": True}, True)),
+    lambda g: g.recommend(RecommendRequest()),
+    lambda g: g.item("i0003"),
+]
+
+
+@pytest.mark.parametrize("ask", ASKS)
+def test_split_answers_as_fused_does(ws, split, ask):
+    fused = FusedBackend(ServeConfig(workspace=ws.uri), Telemetry())
+    assert _ask(split[0], ws, ask) == _ask(fused, ws, ask)
+
+
+def test_suggestions_are_equal_too(ws, split):
+    fused = FusedBackend(ServeConfig(workspace=ws.uri), Telemetry())
+
+    def ask(g):
+        return g.suggest("usb", 5)
+
+    assert _ask(split[0], ws, ask)["suggestions"] == _ask(fused, ws, ask)["suggestions"]
+
+
+def test_errors_arrive_as_themselves(ws, split):
+    with pytest.raises(NotFound, match="nope"):
+        _ask(split[0], ws, lambda g: g.item("nope"))
+    with pytest.raises(InvalidRequest) as refused:
+        _ask(split[0], ws, lambda g: g.search(SearchRequest(filters={"colour": ["red"]})))
+    assert (refused.value.code, refused.value.field) == ("unknown_field", "filters.colour")
+
+
+@pytest.mark.parametrize("part", ["encoder", "scorer", "retriever"])
+def test_a_call_whose_replica_died_is_asked_again(ws, split, part):
+    backend, handles = split
+    whole = _ask(backend, ws, ASKS[0])
+    handles[part].dead = 2
+    assert _ask(backend, ws, ASKS[0]) == whole
+
+
+def test_without_an_encoder_words_answer_and_without_a_scorer_nothing_does(ws, split):
+    backend, handles = split
+    handles["encoder"].dead = 99
+    degraded = _ask(backend, ws, ASKS[0])
+    assert (degraded["coverage"]["dense"], degraded["coverage"]["degraded"]) == ("failed", True)
+    assert degraded["total"] > 0
+    handles["scorer"].dead = 99
+    with pytest.raises(Unavailable):
+        _ask(backend, ws, ASKS[0])
+
+
+def test_our_own_errors_are_not_asked_again():
+    calls = []
+
+    async def call() -> None:
+        calls.append(1)
+        raise NotFound("x")
+
+    with pytest.raises(NotFound):
+        asyncio.run(retried(call))
+    assert len(calls) == 1
+
+
+def test_a_pair_that_a_part_has_not_loaded_is_answered_by_the_one_before(ws, split):
+    backend, _ = split
+    backend._live.close()
+    old = backend._live.current
+    new = type(old)(Pair("newer"), None)
+    backend._live._previous = (old, float("inf"))
+    backend._live.current = new
+    answer = _ask(backend, ws, ASKS[0])
+    assert answer["versions"]["index"] == old.pair.index
+    assert not answer["coverage"]["degraded"]
+    backend._live._previous = None
+    with pytest.raises(Unavailable, match="newer"):
+        _ask(backend, ws, ASKS[4])
+
+
+def test_an_index_with_other_shards_is_refused_with_the_remedy(ws):
+    config = ServeConfig(workspace=ws.uri, topology="split", shards=3)
+    with pytest.raises(IncompatibleArtifact, match="deploy again with shards: 2"):
+        Retriever(config, 0, Telemetry())
+    with pytest.raises(IncompatibleArtifact, match="2 shards"):
+        ScorerPart(config, Telemetry())
+    part = QueryEncoder(config, Telemetry())
+    with pytest.raises(VersionNotLoaded):
+        part.encode(Pair("nope"), ["x"])
