@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shlex
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -158,6 +159,18 @@ def serve_settings(
     if replicas is not None:
         settings["gateway"] = {**settings["gateway"], "min": replicas, "max": replicas}
     return settings
+
+
+@_command()
+def env() -> None:
+    """Print the settings that a cluster which serves should be started with.
+
+    eval "$(rayrec env)" && ray start --head
+    """
+    from rayrec.serving.cluster import fast_path
+
+    for name, value in fast_path().items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
 
 
 keys_app = typer.Typer(help="API keys of a workspace: shown once, kept as SHA-256.", no_args_is_help=True)

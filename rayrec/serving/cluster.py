@@ -42,29 +42,36 @@ _QUIET = {
 }
 
 
-def environment(directory: Path, *, fast_path: bool = True) -> dict[str, str]:
-    """What Ray's processes are to find. directory: private to this cluster, for HAProxy's files."""
-    wrapper = shutil.which("rayrec-haproxy", path=os.path.dirname(sys.executable)) or shutil.which("rayrec-haproxy")
-    if fast_path and wrapper is None:
+def fast_path() -> dict[str, str]:
+    """What a cluster that serves is to be started with, anywhere. Raises RayrecError if we are not installed whole."""
+    beside = os.path.dirname(sys.executable)
+    program = shutil.which("rayrec-haproxy", path=beside) or shutil.which("rayrec-haproxy")
+    if program is None:
         raise RayrecError("the program rayrec-haproxy is not installed beside this Python; run: pip install rayrec")
-    proxy = {
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
+    return {**FAST_PATH, "RAY_SERVE_HAPROXY_BINARY_PATH": program}
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """What the processes of a cluster on this machine are to find, for the fast path and to stay on loopback.
+
+    directory: private to this cluster, for HAProxy's files.
+    """
+    return {
+        **confined(),
+        **fast_path(),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "a.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(directory / "m.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(directory),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(directory / "server-state"),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
-        **FAST_PATH,
     }
+
+
+def confined() -> dict[str, str]:
+    """Settings of a cluster that nobody else reaches: on loopback, behind a token."""
     token = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
-    return {
-        **_QUIET,
-        **NODE_IS_LOCAL,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": token,
-        **(proxy if fast_path else {}),
-    }
+    return {**_QUIET, **NODE_IS_LOCAL, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
 
 
 def _free_port() -> int:
@@ -79,18 +86,14 @@ def local_cluster(
 ) -> Iterator[None]:
     """A cluster of one node inside the block. num_cpus: of Ray's count, by default the machine's.
 
-    dashboard_port: with Ray's dashboard there; without it none is started. Raises RayrecError if Ray was imported
-    before its settings could be made, which it reads once.
+    dashboard_port: with Ray's dashboard there; without it none is started. fast_path=False: as Ray Serve is by default, to
+    measure what it brings. Raises RayrecError if Ray Serve was imported already: it reads its settings once.
     """
-    if (
-        "ray.serve._private.constants" in sys.modules
-        and os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1"
-        and fast_path
-    ):
+    if "ray.serve" in sys.modules:
         raise RayrecError("Ray Serve was imported before its settings were made; start the cluster first")
     # Ray adds a node's id of 56 characters, and a socket's path may have 107 in all, so not under a long TMPDIR
     with tempfile.TemporaryDirectory(prefix="rr-", dir="/tmp", ignore_cleanup_errors=True) as private:
-        os.environ.update(environment(Path(private), fast_path=fast_path))
+        os.environ.update(environment(Path(private)) if fast_path else confined())
         import ray
 
         ray.init(
