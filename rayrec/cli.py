@@ -124,12 +124,24 @@ def serve(
 
     # before anything else imports Ray: it reads its settings once
     settings = serve_settings(config, workspace, topology, host, replicas, allowed_host)
+    _check_servable(workspace, host, port)
     with local_cluster(num_cpus=None, dashboard_port=dashboard_port):
         from rayrec.serving.local import deploy
 
         url = deploy(ServeConfig.model_validate(settings), host=host, port=port)
         _tell_urls(url, None)
         _until_stopped()
+
+
+def _check_servable(workspace: str, host: str, port: int) -> None:
+    """What would fail later, found before a cluster is started. Raises NotFound, RayrecError."""
+    from rayrec.errors import NotFound
+    from rayrec.serving.local import check_port
+    from rayrec.workspace import Workspace
+
+    if Workspace.open(workspace, create=False).current().index is None:
+        raise NotFound(f"no index answers in {workspace} yet; run 'rayrec index' (and 'rayrec embed' before it)")
+    check_port(host, port)
 
 
 def serve_settings(

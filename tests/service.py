@@ -193,7 +193,8 @@ def listening(service: Service) -> list[tuple[str, str, int]]:
     found = []
     for process in service.tree():
         with contextlib.suppress(psutil.Error):
-            name = " ".join(process.cmdline())[:60]
+            program, *arguments = process.cmdline()
+            name = " ".join([os.path.basename(program), *arguments])[:60]
             for connection in process.net_connections("tcp"):
                 if connection.status == psutil.CONN_LISTEN:
                     found.append((name, connection.laddr.ip, connection.laddr.port))

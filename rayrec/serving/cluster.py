@@ -86,8 +86,9 @@ def local_cluster(
 ) -> Iterator[None]:
     """A cluster of one node inside the block. num_cpus: of Ray's count, by default the machine's.
 
-    dashboard_port: with Ray's dashboard there; without it none is started. fast_path=False: as Ray Serve is by default, to
-    measure what it brings. Raises RayrecError if Ray Serve was imported already: it reads its settings once.
+    dashboard_port: with Ray's dashboard there; without it none is started. fast_path=False: as Ray Serve is by
+    default, to measure what it brings. Raises RayrecError if Ray Serve was imported already: it reads its settings
+    once.
     """
     if "ray.serve" in sys.modules:
         raise RayrecError("Ray Serve was imported before its settings were made; start the cluster first")

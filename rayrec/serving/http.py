@@ -5,15 +5,15 @@ Answers leave as bytes that are made once; their models are what OpenAPI shows, 
 
 from collections.abc import Awaitable, Callable
 from importlib import resources
+from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import Depends, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from starlette.exceptions import HTTPException
 
-from rayrec import __version__
 from rayrec.config import ServeConfig
 from rayrec.errors import Forbidden, RayrecError
 from rayrec.request import MAX_PAGE_SIZE, MAX_QUERY_CHARS, RecommendRequest, SearchRequest, SimilarRequest
@@ -36,7 +36,29 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-Filters = dict[str, Any]
+_WORDS = {"type": "array", "items": {"type": "string"}}
+_BOUNDS = {
+    "type": "object",
+    "properties": {name: {"type": "number"} for name in ("gte", "gt", "lte", "lt")},
+    "minProperties": 1,
+    "additionalProperties": False,
+}
+# the engine checks filters, and names what is wrong better than a union of types could; this only describes them
+Filters = Annotated[
+    dict[str, Any],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {
+                **dict.fromkeys(("brand", "category", "currency", "item_id"), _WORDS),
+                **dict.fromkeys(("price_cents", "updated_us"), _BOUNDS),
+                "available": {"type": "boolean"},
+            },
+            "patternProperties": {r"^attributes\..+$": _WORDS},
+            "additionalProperties": False,
+        }
+    ),
+]
 
 
 class SearchBody(Strict):
@@ -188,7 +210,7 @@ def needs(wanted: str) -> Any:
 def create_app(gateway: Gateway, keys: Keys, metrics: MetricsText) -> FastAPI:
     """The API around a gateway. metrics: the text of all replicas together."""
     config = gateway.config
-    app = FastAPI(title="rayrec", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="rayrec", version=version("rayrec"), docs_url=None, redoc_url=None)
     app.add_middleware(Edge, config=config, keys=keys, telemetry=gateway.telemetry)
     _add_errors(app)
     _add_answers(app, gateway)

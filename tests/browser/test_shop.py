@@ -119,6 +119,7 @@ def test_for_you_differs_by_household_and_says_why(page: Chrome, service: Servic
 
 
 def test_everything_can_be_done_by_keyboard_alone(page: Chrome):
+    page.execute_script("document.activeElement.blur()")  # the page begins in the box
     ActionChains(page).send_keys("/").perform()
     assert page.switch_to.active_element.get_attribute("data-testid") == "search-input"
     page.switch_to.active_element.send_keys("piz")

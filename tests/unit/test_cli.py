@@ -1,17 +1,21 @@
 """The command line: what it takes, and how it fails."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from rayrec.cli import app, parse_filters
+from rayrec.cli import app, parse_filters, serve_settings
 from rayrec.errors import SchemaError
 from rayrec.workspace import Workspace
 
-COMMANDS = ("demo", "embed", "index", "search", "recommend", "similar", "versions", "promote", "rollback", "doctor")
+COMMANDS = (
+    "demo", "serve", "keys", "env", "embed", "index", "search", "recommend", "similar", "evaluate", "versions",
+    "promote", "rollback", "doctor",
+)  # fmt: skip
 
 
 def run(*args: str) -> Result:
@@ -132,3 +136,46 @@ def test_the_first_sign_of_a_filter_counts(text: str, filters: dict[str, object]
 def test_a_filter_that_means_nothing_is_refused(texts: list[str]) -> None:
     with pytest.raises(SchemaError, match="--filter"):
         parse_filters(texts)
+
+
+def test_a_key_is_shown_once_and_can_be_taken_away(tmp_path: Path) -> None:
+    Workspace.open(tmp_path)
+    made = json.loads(
+        run("keys", "create", "-w", str(tmp_path), "--scope", "events", "--label", "app", "--json").stdout
+    )
+    assert made["key"].startswith("rr_")
+    listed = run("keys", "list", "-w", str(tmp_path), "--json").stdout
+    assert made["key"] not in listed
+    assert [(key["id"], key["scope"], key["label"]) for key in json.loads(listed)] == [(made["id"], "events", "app")]
+    assert run("keys", "revoke", made["id"], "-w", str(tmp_path)).exit_code == 0
+    assert json.loads(run("keys", "list", "-w", str(tmp_path), "--json").stdout) == []
+    again = run("keys", "revoke", made["id"], "-w", str(tmp_path))
+    assert again.exit_code == 1
+    assert "rayrec keys list" in again.stderr
+    wrong = run("keys", "create", "-w", str(tmp_path), "--scope", "root")
+    assert (wrong.exit_code, "read, events" in wrong.stderr) == (1, True)
+
+
+def test_settings_to_start_a_cluster_with_can_be_evaluated() -> None:
+    lines = run("env").stdout.strip().splitlines()
+    assert "export RAY_SERVE_ENABLE_HA_PROXY=1" in lines
+    assert all(re.fullmatch(r"export [A-Z_]+=\S.*", line) for line in lines)
+
+
+def test_the_command_line_wins_over_the_config_and_opening_to_the_network_closes_operations(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("workspace: elsewhere\ntopology: fused\ngateway: {min: 3, max: 5}\n")
+    kept = serve_settings(file, "here", None, "127.0.0.1", None, None)
+    assert (kept["workspace"], kept["topology"], kept["local_only"]) == ("here", "fused", True)
+    assert (kept["gateway"]["min"], kept["gateway"]["max"]) == (3, 5)
+    given = serve_settings(file, "here", "split", "0.0.0.0", 2, ["shop.example"])
+    assert (given["topology"], given["local_only"]) == ("split", False)
+    assert (given["gateway"]["min"], given["gateway"]["max"]) == (2, 2)
+    assert given["allowed_hosts"][-1] == "shop.example"
+    assert 1 <= serve_settings(None, "here", None, "::1", None, None)["gateway"]["max"] <= 4
+
+
+def test_serving_a_workspace_that_is_not_there_says_so(tmp_path: Path) -> None:
+    refused = run("serve", "-w", str(tmp_path / "nothing"))
+    assert refused.exit_code == 1
+    assert "no workspace" in refused.stderr
