@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from fastapi import Depends, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from starlette.exceptions import HTTPException
 
@@ -197,10 +198,14 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+# for the description alone: who asks was found out at the edge
+_KEY = HTTPBearer(auto_error=False, description="A key of `rayrec keys create`; the page has its session instead.")
+
+
 def needs(wanted: str) -> Any:
     """A dependency that lets a caller of scope `wanted` through."""
 
-    async def check(request: Request) -> None:
+    async def check(request: Request, _: Annotated[Any, Depends(_KEY)]) -> None:
         if wanted not in scopes_of(request.scope):
             raise Forbidden(f"needs a key of scope {wanted}")
 
@@ -229,15 +234,15 @@ def _json(request: Request, values: dict[str, Any]) -> Response:
 def _add_answers(app: FastAPI, gateway: Gateway) -> None:
     options: dict[str, Any] = {"dependencies": [needs("read")], "responses": _ERRORS, "response_class": Response}
 
-    def answers(model: type[BaseModel]) -> dict[str, Any]:
-        return {**options, "responses": {**_ERRORS, 200: {"model": model}}}
+    def answers(model: type[BaseModel], summary: str) -> dict[str, Any]:
+        return {**options, "summary": summary, "responses": {**_ERRORS, 200: {"model": model}}}
 
-    @app.post("/v1/search", **answers(AnswerModel))
+    @app.post("/v1/search", **answers(AnswerModel, "Items for a query, with filters, facets and pages"))
     async def search(request: Request, body: SearchBody) -> Response:
         asked = body.model_dump(exclude={"user_id", "session_id"})
         return _json(request, await gateway.search(SearchRequest(**asked)))
 
-    @app.get("/v1/suggest", **answers(SuggestAnswer))
+    @app.get("/v1/suggest", **answers(SuggestAnswer, "Completions while typing"))
     async def suggest(
         request: Request,
         q: Annotated[str, Query(max_length=200, examples=["piz"])],
@@ -245,7 +250,7 @@ def _add_answers(app: FastAPI, gateway: Gateway) -> None:
     ) -> Response:
         return _json(request, await gateway.suggest(q, k))
 
-    @app.get("/v1/items/{item_id}/similar", **answers(AnswerModel))
+    @app.get("/v1/items/{item_id}/similar", **answers(AnswerModel, "Items like one item"))
     async def similar(
         request: Request,
         item_id: Annotated[str, Path(max_length=512)],
@@ -254,16 +259,16 @@ def _add_answers(app: FastAPI, gateway: Gateway) -> None:
     ) -> Response:
         return _json(request, await gateway.similar(SimilarRequest(item_id, k, explain=explain)))
 
-    @app.get("/v1/items/{item_id}", **answers(ItemAnswer))
+    @app.get("/v1/items/{item_id}", **answers(ItemAnswer, "One item"))
     async def item(request: Request, item_id: Annotated[str, Path(max_length=512)]) -> Response:
         return _json(request, await gateway.item(item_id))
 
-    @app.post("/v1/recommend", **answers(AnswerModel))
+    @app.post("/v1/recommend", **answers(AnswerModel, "What a shopper may want next"))
     async def recommend(request: Request, body: RecommendBody) -> Response:
         asked = body.model_dump(exclude={"session_id"})
         return _json(request, await gateway.recommend(RecommendRequest(**asked)))
 
-    @app.get("/v1/page", **answers(PageAnswer), summary="What the web page shows")
+    @app.get("/v1/page", **answers(PageAnswer, "What the web page shows"))
     async def page(request: Request) -> Response:
         config = gateway.config
         facets = ["category", "brand", "price_cents", "available"]
