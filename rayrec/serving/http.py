@@ -6,182 +6,39 @@ Answers leave as bytes that are made once; their models are what OpenAPI shows, 
 from collections.abc import Awaitable, Callable
 from importlib import resources
 from importlib.metadata import version
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import orjson
 from fastapi import Depends, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from rayrec.config import ServeConfig
 from rayrec.errors import Forbidden, RayrecError
-from rayrec.request import MAX_PAGE_SIZE, MAX_QUERY_CHARS, RecommendRequest, SearchRequest, SimilarRequest
+from rayrec.request import MAX_PAGE_SIZE, RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.serving.auth import COOKIE, SESSION_S, Keys
 from rayrec.serving.edge import Edge, error_body, error_response, scopes_of
 from rayrec.serving.gateway import Gateway
+from rayrec.serving.models import (
+    AnswerModel,
+    ErrorModel,
+    ItemAnswer,
+    PageAnswer,
+    RecommendBody,
+    SearchBody,
+    SuggestAnswer,
+)
 
 MetricsText = Callable[[], Awaitable[str]]
 
-_ID = Annotated[str, Field(min_length=1, max_length=512)]
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
 }
 _DOCS_FILES = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-_WORDS = {"type": "array", "items": {"type": "string"}}
-_BOUNDS = {
-    "type": "object",
-    "properties": {name: {"type": "number"} for name in ("gte", "gt", "lte", "lt")},
-    "minProperties": 1,
-    "additionalProperties": False,
-}
-# the engine checks filters, and names what is wrong better than a union of types could; this only describes them
-Filters = Annotated[
-    dict[str, Any],
-    WithJsonSchema(
-        {
-            "type": "object",
-            "properties": {
-                **dict.fromkeys(("brand", "category", "currency", "item_id"), _WORDS),
-                **dict.fromkeys(("price_cents", "updated_us"), _BOUNDS),
-                "available": {"type": "boolean"},
-            },
-            "patternProperties": {r"^attributes\..+$": _WORDS},
-            "additionalProperties": False,
-        }
-    ),
-]
-
-
-class SearchBody(Strict):
-    """A search. Without a query, everything, popular first."""
-
-    query: str = Field("", max_length=MAX_QUERY_CHARS, examples=["frozen pizza"])
-    user_id: _ID | None = Field(None, description="who asks; search does not use it yet")
-    session_id: _ID | None = None
-    filters: Filters | None = Field(
-        None,
-        description="AND across fields, OR within one: words as lists, numbers as bounds, available as a boolean",
-        examples=[{"brand": ["Private"], "price_cents": {"gte": 100, "lt": 500}, "category": ["Grocery"]}],
-    )
-    facets: list[str] = Field([], max_length=16, examples=[["brand", "category", "price_cents"]])
-    sort: Literal["relevance", "price_asc", "price_desc", "newest", "popular"] = "relevance"
-    page: int = Field(1, ge=1, le=100_000)
-    page_size: int = Field(24, ge=1, le=MAX_PAGE_SIZE)
-    cursor: str | None = Field(None, max_length=512, description="of the answer before; wins over page")
-    mode: Literal["hybrid", "lexical", "dense"] = "hybrid"
-    explain: bool = Field(False, description="say for each hit why it is there")
-
-
-class RecommendBody(Strict):
-    """What a shopper may want next; without a user or recent items, what is popular."""
-
-    user_id: _ID | None = Field(None, examples=["900"])
-    session_id: _ID | None = None
-    recent_item_ids: list[_ID] = Field([], max_length=100, description="just looked at, oldest first")
-    filters: Filters | None = None
-    k: int = Field(24, ge=1, le=MAX_PAGE_SIZE)
-    explain: bool = False
-
-
-class Item(BaseModel):
-    item_id: str
-    title: str
-    description: str | None
-    brand: str | None
-    category: list[str | None] | None
-    price_cents: int | None
-    currency: str | None
-    image_uri: str | None
-    attributes: dict[str, str | None]
-    available: bool | None
-    updated_us: int | None
-
-
-class Reason(BaseModel):
-    part: str
-    weight: float
-    text: str
-
-
-class HitModel(BaseModel):
-    item_id: str
-    score: float
-    item: Item
-    reasons: list[Reason] | None = None
-
-
-class CoverageModel(BaseModel):
-    lexical: Literal["ok", "skipped", "failed"]
-    dense: Literal["ok", "skipped", "failed"]
-    image: Literal["ok", "skipped", "failed"]
-    behavior: Literal["ok", "skipped", "failed"]
-    rerank: Literal["ok", "skipped", "failed"]
-    degraded: bool
-    why: str | None
-
-
-class VersionsModel(BaseModel):
-    index: str
-    model: str | None
-    log_offset: int
-    replica: str
-
-
-class AnswerModel(BaseModel):
-    request_id: str
-    hits: list[HitModel]
-    total: int
-    total_is_exact: bool
-    facets: dict[str, Any]
-    page: int
-    cursor: str | None
-    took_ms: float
-    coverage: CoverageModel
-    versions: VersionsModel
-
-
-class ItemAnswer(BaseModel):
-    request_id: str
-    item: Item
-
-
-class Suggestion(BaseModel):
-    text: str
-
-
-class SuggestAnswer(BaseModel):
-    request_id: str
-    suggestions: list[Suggestion]
-    took_ms: float
-
-
-class PageAnswer(BaseModel):
-    request_id: str
-    name: str
-    facets: list[str]
-    shoppers: list[str]
-
-
-class ErrorDetail(BaseModel):
-    code: str
-    message: str
-    field: str | None
-    hint: str | None
-    request_id: str
-
-
-class ErrorModel(BaseModel):
-    error: ErrorDetail
 
 
 _ERRORS: dict[int | str, dict[str, Any]] = {

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from rayrec.cli import app, parse_filters, serve_settings
+from rayrec.cli import app
+from rayrec.cli.ask import parse_filters
+from rayrec.cli.service import serve_settings
 from rayrec.errors import SchemaError
 from rayrec.workspace import Workspace
 

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from rayrec.errors import NotFound
-from rayrec.serving import http
+from rayrec.serving import models
 from rayrec.serving.auth import COOKIE
 from tests.unit.serving.conftest import call_app
 
@@ -43,20 +43,20 @@ def test_a_key_without_the_scope_is_refused_and_admin_may_all(app, method, path,
 
 
 def test_answers_fit_their_models(app):
-    models = [
-        http.AnswerModel,
-        http.SuggestAnswer,
-        http.ItemAnswer,
-        http.AnswerModel,
-        http.AnswerModel,
-        http.PageAnswer,
+    shapes = [
+        models.AnswerModel,
+        models.SuggestAnswer,
+        models.ItemAnswer,
+        models.AnswerModel,
+        models.AnswerModel,
+        models.PageAnswer,
     ]
-    for (method, path, body), model in zip(V1, models, strict=True):
+    for (method, path, body), model in zip(V1, shapes, strict=True):
         answer = app.call(method, path, body, query=_query(path))
         model.model_validate(answer.json, strict=True)
         assert answer.json["request_id"] == answer.headers["x-request-id"]
     explained = app.call("POST", "/v1/search", {"query": "pizza", "explain": True, "facets": ["brand", "price_cents"]})
-    http.AnswerModel.model_validate(explained.json, strict=True)
+    models.AnswerModel.model_validate(explained.json, strict=True)
     assert explained.json["hits"][0]["reasons"]
 
 

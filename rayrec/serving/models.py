@@ -1,0 +1,160 @@
+"""Bodies and answers of the HTTP API, as OpenAPI describes them; tests hold answers to these."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from rayrec.request import MAX_PAGE_SIZE, MAX_QUERY_CHARS
+
+_ID = Annotated[str, Field(min_length=1, max_length=512)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+_WORDS = {"type": "array", "items": {"type": "string"}}
+_BOUNDS = {
+    "type": "object",
+    "properties": {name: {"type": "number"} for name in ("gte", "gt", "lte", "lt")},
+    "minProperties": 1,
+    "additionalProperties": False,
+}
+# the engine checks filters, and names what is wrong better than a union of types could; this only describes them
+Filters = Annotated[
+    dict[str, Any],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {
+                **dict.fromkeys(("brand", "category", "currency", "item_id"), _WORDS),
+                **dict.fromkeys(("price_cents", "updated_us"), _BOUNDS),
+                "available": {"type": "boolean"},
+            },
+            "patternProperties": {r"^attributes\..+$": _WORDS},
+            "additionalProperties": False,
+        }
+    ),
+]
+
+
+class SearchBody(Strict):
+    """A search. Without a query, everything, popular first."""
+
+    query: str = Field("", max_length=MAX_QUERY_CHARS, examples=["frozen pizza"])
+    user_id: _ID | None = Field(None, description="who asks; search does not use it yet")
+    session_id: _ID | None = None
+    filters: Filters | None = Field(
+        None,
+        description="AND across fields, OR within one: words as lists, numbers as bounds, available as a boolean",
+        examples=[{"brand": ["Private"], "price_cents": {"gte": 100, "lt": 500}, "category": ["Grocery"]}],
+    )
+    facets: list[str] = Field([], max_length=16, examples=[["brand", "category", "price_cents"]])
+    sort: Literal["relevance", "price_asc", "price_desc", "newest", "popular"] = "relevance"
+    page: int = Field(1, ge=1, le=100_000)
+    page_size: int = Field(24, ge=1, le=MAX_PAGE_SIZE)
+    cursor: str | None = Field(None, max_length=512, description="of the answer before; wins over page")
+    mode: Literal["hybrid", "lexical", "dense"] = "hybrid"
+    explain: bool = Field(False, description="say for each hit why it is there")
+
+
+class RecommendBody(Strict):
+    """What a shopper may want next; without a user or recent items, what is popular."""
+
+    user_id: _ID | None = Field(None, examples=["900"])
+    session_id: _ID | None = None
+    recent_item_ids: list[_ID] = Field([], max_length=100, description="just looked at, oldest first")
+    filters: Filters | None = None
+    k: int = Field(24, ge=1, le=MAX_PAGE_SIZE)
+    explain: bool = False
+
+
+class Item(BaseModel):
+    item_id: str
+    title: str
+    description: str | None
+    brand: str | None
+    category: list[str | None] | None
+    price_cents: int | None
+    currency: str | None
+    image_uri: str | None
+    attributes: dict[str, str | None]
+    available: bool | None
+    updated_us: int | None
+
+
+class Reason(BaseModel):
+    part: str
+    weight: float
+    text: str
+
+
+class HitModel(BaseModel):
+    item_id: str
+    score: float
+    item: Item
+    reasons: list[Reason] | None = None
+
+
+class CoverageModel(BaseModel):
+    lexical: Literal["ok", "skipped", "failed"]
+    dense: Literal["ok", "skipped", "failed"]
+    image: Literal["ok", "skipped", "failed"]
+    behavior: Literal["ok", "skipped", "failed"]
+    rerank: Literal["ok", "skipped", "failed"]
+    degraded: bool
+    why: str | None
+
+
+class VersionsModel(BaseModel):
+    index: str
+    model: str | None
+    log_offset: int
+    replica: str
+
+
+class AnswerModel(BaseModel):
+    request_id: str
+    hits: list[HitModel]
+    total: int
+    total_is_exact: bool
+    facets: dict[str, Any]
+    page: int
+    cursor: str | None
+    took_ms: float
+    coverage: CoverageModel
+    versions: VersionsModel
+
+
+class ItemAnswer(BaseModel):
+    request_id: str
+    item: Item
+
+
+class Suggestion(BaseModel):
+    text: str
+
+
+class SuggestAnswer(BaseModel):
+    request_id: str
+    suggestions: list[Suggestion]
+    took_ms: float
+
+
+class PageAnswer(BaseModel):
+    request_id: str
+    name: str
+    facets: list[str]
+    shoppers: list[str]
+
+
+class ErrorDetail(BaseModel):
+    code: str
+    message: str
+    field: str | None
+    hint: str | None
+    request_id: str
+
+
+class ErrorModel(BaseModel):
+    error: ErrorDetail
