@@ -1,6 +1,7 @@
 """The service: the demo, serving a workspace, its keys, and the settings of a cluster."""
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,6 +64,7 @@ def serve(
     A promoted version goes live by itself within seconds. On a cluster: serve deploy jobs/serve.yaml.
     """
     from rayrec.config import ServeConfig
+    from rayrec.console import out
     from rayrec.serving.cluster import local_cluster
 
     # before anything else imports Ray: it reads its settings once
@@ -73,6 +75,9 @@ def serve(
 
         url = deploy(ServeConfig.model_validate(settings), host=host, port=port)
         _tell_urls(url, None)
+        if dashboard_port is not None:
+            token = os.environ["RAY_AUTH_TOKEN"]
+            out.print(f"[bold]Ray[/bold]   http://127.0.0.1:{dashboard_port}  token {token}", soft_wrap=True)
         _until_stopped()
 
 
@@ -97,7 +102,6 @@ def serve_settings(
 ) -> dict[str, Any]:
     """The config file's settings, with those of the command line over them. Raises SchemaError, NotFound."""
     import ipaddress
-    import os
 
     from rayrec.config import ServeConfig
 

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from ray import serve
 from rayrec.config import ReplicasConfig, ServeConfig
 from rayrec.retrieval.base import Found, Hits, Probe
 from rayrec.serving.auth import Keys
-from rayrec.serving.backends import Backend, FusedBackend, RemoteRetrievers, RemoteScorer, SplitBackend
+from rayrec.serving.backends import Backend, FusedBackend, RemoteRetrievers, RemoteScorer, SplitBackend, retried
 from rayrec.serving.batching import Batcher, by_key
 from rayrec.serving.gateway import Gateway
 from rayrec.serving.http import create_app
@@ -147,8 +148,8 @@ class GatewayReplica(Reporting):
                 log.warning("keys cannot be read (%s); the known ones stay", type(error).__name__)
 
     async def _metrics(self) -> str:
-        await self._hub.report.remote(self.replica, self.telemetry.snapshot())
-        return await self._hub.text.remote()
+        await retried(partial(self._hub.report.remote, self.replica, self.telemetry.snapshot()))
+        return await retried(self._hub.text.remote)
 
 
 class EncoderReplica(Reporting):

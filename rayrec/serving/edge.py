@@ -51,6 +51,7 @@ _PAGE_CSP = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _DOCS_CSP = _PAGE_CSP.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
+_GONE = 499  # what proxies write where the client left before the answer
 _OPEN = ("/healthz", "/readyz", "/metrics")
 
 
@@ -124,7 +125,7 @@ class Edge:
             await respond(send_with_headers, code, more, content)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self._telemetry.requests.labels(route, str(status)).inc()
+            self._telemetry.requests.labels(route, str(status or _GONE)).inc()
             self._telemetry.latency.labels(route).observe(time.perf_counter() - started)
 
     def _deadline_s(self, headers: Headers) -> float:

@@ -205,8 +205,9 @@ def test_above_tells_when_a_graph_cut_the_list(vectors, queries):
     assert int((vectors @ queries[0]).argmax()) in positions
 
 
-def test_a_mapped_index_answers_the_same(tmp_path, vectors, queries):
-    DenseIndex.build(vectors, "flat").save(tmp_path)
-    mapped = DenseIndex.load(tmp_path, mapped=True)
-    assert mapped.vectors(np.arange(5)).tolist() == vectors[:5].tolist()
-    assert mapped.search(queries, 5).rows.tolist() == DenseIndex.load(tmp_path).search(queries, 5).rows.tolist()
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivfpq"])
+def test_a_mapped_index_answers_the_same(tmp_path, vectors, queries, kind):
+    DenseIndex.build(vectors, kind).save(tmp_path)
+    mapped, read = DenseIndex.load(tmp_path, mapped=True), DenseIndex.load(tmp_path)
+    assert mapped.vectors(np.arange(5)).tolist() == read.vectors(np.arange(5)).tolist()
+    assert mapped.search(queries, 5).rows.tolist() == read.search(queries, 5).rows.tolist()
