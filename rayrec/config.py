@@ -151,7 +151,7 @@ class ServeConfig(Config):
     max_depth: int = Field(16, ge=2, description="of nested JSON")
     max_batch: int = Field(16, ge=1, description="queries that are encoded together")
     cached_vectors: int = Field(2_048, ge=0, description="queries whose vector a replica keeps")
-    cached_candidates: int = Field(64, ge=0, description="queries whose candidates a replica keeps")
+    candidate_cache_mib: int = Field(32, ge=0, description="per fused replica, for the candidates of recent queries")
     poll_s: float = Field(1.0, gt=0, description="how often replicas look for a promoted version and for keys")
     keep_previous_s: float = Field(60.0, ge=0, description="how long cursors of the version before still answer")
     local_only: bool = Field(True, description="bound to loopback: health and metrics need no key")

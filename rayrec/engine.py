@@ -5,6 +5,7 @@
 >>> engine.similar("32553"), engine.recommend(user_id="900")                     # doctest: +SKIP
 """
 
+import contextlib
 import logging
 import os
 import threading
@@ -31,13 +32,14 @@ from rayrec.workspace import Workspace
 log = logging.getLogger(__name__)
 
 CACHED_VECTORS = 2_048
-CACHED_CANDIDATES = 64  # each up to LEXICAL_CANDIDATES rows of 17 bytes: 110 MB at the very most
+CANDIDATE_CACHE_MIB = 32  # some 400 queries of 4,400 candidates
+_CANDIDATE_BYTES = 17
 
 
 class Engine:
     """One index version, answering. Thread-safe: nothing in it changes after loading but its caches.
 
-    cached_vectors, cached_candidates: queries whose vector and whose M(q) are kept; 0 keeps none.
+    cached_vectors: queries whose vector is kept; candidate_cache_mib: for keeping M(q) of queries; 0 keeps none.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class Engine:
         log_offset: int = 0,
         model: str | None = None,
         cached_vectors: int = CACHED_VECTORS,
-        cached_candidates: int = CACHED_CANDIDATES,
+        candidate_cache_mib: int = CANDIDATE_CACHE_MIB,
     ):
         if encoder.dim != shards.dim:
             raise IncompatibleArtifact(f"the encoder makes {encoder.dim} dimensions, index {index} has {shards.dim}")
@@ -59,7 +61,9 @@ class Engine:
         self.versions = {"index": index, "model": model, "log_offset": log_offset}
         self.scorer = Scorer(shards, weights=weights, versions=self.versions)
         self._vectors: LRUCache = LRUCache(cached_vectors)
-        self._candidates: LRUCache = LRUCache(cached_candidates)
+        self._candidates: LRUCache = LRUCache(
+            candidate_cache_mib << 20, getsizeof=lambda found: 500 + _CANDIDATE_BYTES * len(found.rows)
+        )
         self._lock = threading.Lock()
 
     @classmethod
@@ -161,9 +165,8 @@ class Engine:
             return known
         probe = self.scorer.probe(query, mode, vector)
         found = self.scorer.candidates(probe, self.shards.find(probe))
-        with self._lock:
-            if self._candidates.maxsize:
-                self._candidates[query, mode] = found
+        with self._lock, contextlib.suppress(ValueError):  # too large to be kept
+            self._candidates[query, mode] = found
         return found
 
     def suggest(self, prefix: str, k: int = 8) -> list[Completion]:

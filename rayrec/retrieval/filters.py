@@ -193,16 +193,16 @@ class ItemColumns:
         return [{"value": names[i], "count": int(counts[i])} for i in order]
 
     def _spans(self, field: str, rows: np.ndarray) -> dict[str, Any]:
-        values = self.numbers(field)[rows]
-        values = values[values != _NULL_NUMBER]
+        values = np.sort(self.numbers(field)[rows])
+        values = values[np.searchsorted(values, _NULL_NUMBER, "right") :]
         if not len(values):
             return {"min": None, "max": None, "ranges": []}
-        edges = np.unique(np.quantile(values, np.linspace(0, 1, _PRICE_RANGES + 1), method="lower"))
-        edges = np.append(edges[:-1], values.max() + 1) if len(edges) > 1 else np.append(edges, edges[-1] + 1)
-        counts, _ = np.histogram(values, edges)
+        edges = np.unique(values[np.arange(_PRICE_RANGES + 1) * (len(values) - 1) // _PRICE_RANGES])
+        edges = np.append(edges[:-1] if len(edges) > 1 else edges, values[-1] + 1)
+        counts = np.diff(np.searchsorted(values, edges))
         return {
-            "min": int(values.min()),
-            "max": int(values.max()),
+            "min": int(values[0]),
+            "max": int(values[-1]),
             "ranges": [
                 {"gte": int(low), "lt": int(high), "count": int(count)}
                 for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)

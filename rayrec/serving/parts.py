@@ -54,7 +54,7 @@ def load_engine(config: ServeConfig) -> Callable[[Workspace, Pair, Engine | None
             pair.index,
             pair.model,
             cached_vectors=0,  # the gateway keeps them
-            cached_candidates=config.cached_candidates,
+            candidate_cache_mib=config.candidate_cache_mib,
         )
         engine.search(_WARM_UP, facets=("brand", "category", "price_cents"))
         engine.recommend(k=1)
