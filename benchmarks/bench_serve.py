@@ -166,7 +166,7 @@ def measure(kind: Kind, load: Load, seconds: float, log: Path) -> Run:
 
 
 def _warm_s(seconds: float) -> float:
-    return max(2.0, seconds / 4)
+    return max(2.0, round(seconds / 4))  # wrk takes whole seconds
 
 
 def trial_order(trial: int) -> list[str]:
@@ -233,10 +233,10 @@ def report(agreed: dict[str, dict[str, float]], runs: Runs, args: argparse.Names
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--workspace", type=Path, help="holds the index, or is to (default: a temporary one)")
-    parser.add_argument("--seconds", type=float, help="of load a point (default 20; quick 4)")
+    parser.add_argument("--seconds", type=int, help="of load a point (default 20; quick 4)")
     parser.add_argument("--trials", type=int, help="(default 3; quick 1)")
     args = parser.parse_args()
-    args.seconds = args.seconds or (4.0 if args.quick else 20.0)
+    args.seconds = args.seconds or (4 if args.quick else 20)
     args.trials = args.trials or (1 if args.quick else 3)
     wrk = wrk_version()
     with tempfile.TemporaryDirectory(prefix="bench-serve-") as temporary:

@@ -110,10 +110,11 @@ def serve_settings(
         given["topology"] = topology
     if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
         given["local_only"] = False
-    settings = ServeConfig.load(config, given).model_dump()
+    loaded = ServeConfig.load(config, given)
+    settings = loaded.model_dump()
     if allowed_host:
         settings["allowed_hosts"] = (*settings["allowed_hosts"], *allowed_host)
-    if replicas is None and config is None:
+    if replicas is None and "gateway" not in loaded.model_fields_set:
         replicas = min(len(os.sched_getaffinity(0)), 4)
     if replicas is not None:
         settings["gateway"] = {**settings["gateway"], "min": replicas, "max": replicas}

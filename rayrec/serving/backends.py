@@ -16,7 +16,7 @@ import numpy as np
 from rayrec.answer import Answer, Coverage, Lack
 from rayrec.config import ServeConfig
 from rayrec.engine import NOTHING, Engine
-from rayrec.errors import RayrecError, Unavailable, VersionNotLoaded
+from rayrec.errors import RayrecError, Unavailable
 from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.retrieval.base import Found, Probe
 from rayrec.retrieval.completions import Completion
@@ -33,10 +33,14 @@ _ATTEMPTS = 3
 
 
 class Backend(Protocol):
-    """version: what `version()` gave; all calls of one request name the same one."""
+    """version: one of those that `versions` gave; all calls of one request name the same one, for vectors of one
+    encoder mean nothing to an index of another. A part that has not loaded it raises VersionNotLoaded.
+    """
 
-    async def version(self, index: str | None) -> Loaded[Any]:
-        """The versions that answer now, or those of the index that a cursor pins, if they are still there."""
+    async def versions(self, index: str | None) -> list[Loaded[Any]]:
+        """What may answer, best first: the present versions, or those of the index that a cursor pins, and others
+        that will do while not every part has those yet.
+        """
         ...
 
     async def vector(self, version: Loaded[Any], query: str) -> np.ndarray: ...
@@ -64,10 +68,11 @@ async def choose(live: Live[T], index: str | None) -> Loaded[T]:
 
 
 class FusedBackend:
-    """The whole engine here, in one thread beside the event loop: a replica is one core's worth of work, and with
-    a thread to encode and two to search it answered a tenth fewer requests, each a quarter slower.
+    """The whole engine here, in one thread beside the event loop: a replica is one core's worth of work, which more
+    threads only hand about (benchmarks/LOG.md).
 
-    Requests hold the engine they began with, so a swap takes nothing from under them."""
+    Requests hold the engine they began with, so a swap takes nothing from under them.
+    """
 
     def __init__(self, config: ServeConfig, telemetry: Telemetry):
         self._live: Live[Engine] = follow(config, "gateway", telemetry, load_engine(config))
@@ -79,8 +84,8 @@ class FusedBackend:
 
         self._encode = Batcher[tuple[Engine, str], np.ndarray](encode, self._thread, max_size=config.max_batch)
 
-    async def version(self, index: str | None) -> Loaded[Engine]:
-        return await choose(self._live, index)
+    async def versions(self, index: str | None) -> list[Loaded[Engine]]:
+        return [await choose(self._live, index)]
 
     async def vector(self, version: Loaded[Engine], query: str) -> np.ndarray:
         return await self._encode((version.value, query))
@@ -109,7 +114,8 @@ class FusedBackend:
 class SplitBackend:
     """Handles to the encoder and the scorer; the scorer asks the retrievers itself.
 
-    encoder, scorer: objects whose `method.remote(*args)` is awaited, as Ray Serve's handles are.
+    encoder, scorer: objects whose `method.remote(*args)` is awaited, as Ray Serve's handles are. Every call only
+    reads, so one whose replica died is asked again.
     """
 
     def __init__(self, config: ServeConfig, telemetry: Telemetry, encoder: Any, scorer: Any):
@@ -117,42 +123,30 @@ class SplitBackend:
         self._encoder = encoder
         self._scorer = scorer
 
-    async def version(self, index: str | None) -> Loaded[None]:
-        return await choose(self._live, index)
+    async def versions(self, index: str | None) -> list[Loaded[None]]:
+        first = await choose(self._live, index)
+        others = (self._live.current, self._live.previous)
+        return [first, *(each for each in others if each is not None and each.pair != first.pair)]
 
     async def vector(self, version: Loaded[None], query: str) -> np.ndarray:
-        return await self._call(self._encoder.encode, version.pair, query)
+        return await retried(partial(self._encoder.encode.remote, version.pair, query))
 
     async def search(
         self, version: Loaded[None], request: SearchRequest, vector: np.ndarray | None, lack: Lack | None
     ) -> Answer:
-        return await self._call(self._scorer.search, version.pair, request, vector, lack)
+        return await retried(partial(self._scorer.search.remote, version.pair, request, vector, lack))
 
     async def similar(self, version: Loaded[None], request: SimilarRequest) -> Answer:
-        return await self._call(self._scorer.similar, version.pair, request)
+        return await retried(partial(self._scorer.similar.remote, version.pair, request))
 
     async def recommend(self, version: Loaded[None], request: RecommendRequest, coverage: Coverage | None) -> Answer:
-        return await self._call(self._scorer.recommend, version.pair, request, coverage)
+        return await retried(partial(self._scorer.recommend.remote, version.pair, request, coverage))
 
     async def item(self, version: Loaded[None], item_id: str) -> dict[str, Any]:
-        return await self._call(self._scorer.item, version.pair, item_id)
+        return await retried(partial(self._scorer.item.remote, version.pair, item_id))
 
     async def suggest(self, version: Loaded[None], prefix: str, k: int) -> list[Completion]:
-        return await self._call(self._scorer.suggest, version.pair, prefix, k)
-
-    async def _call(self, method: Any, pair: Pair, *args: Any) -> Any:
-        """Ask for `pair`; for the other loaded pair where a replica has not got it; again where a replica died.
-
-        Every call only reads, so asking twice does no harm.
-        """
-        pairs = [pair, *(loaded.pair for loaded in (self._live.current, self._live.previous) if loaded is not None)]
-        failure: Exception | None = None
-        for wanted in dict.fromkeys(pairs):
-            try:
-                return await retried(partial(method.remote, wanted, *args))
-            except VersionNotLoaded as error:
-                failure = error
-        raise Unavailable(f"no replica has {pair.index} loaded yet") from failure
+        return await retried(partial(self._scorer.suggest.remote, version.pair, prefix, k))
 
 
 async def retried(call: Callable[[], Awaitable[R]]) -> R:

@@ -45,6 +45,8 @@ STATUS: dict[type[RayrecError], tuple[int, str]] = {
 }
 _STALE = {"stale_cursor": 409}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# also one that does not end, or every quote in it would be tried as a beginning
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)', re.DOTALL)
 _BODIES = ("POST", "PUT", "PATCH", "DELETE")
 _PAGE_CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -56,13 +58,15 @@ _OPEN = ("/healthz", "/readyz", "/metrics")
 
 
 def error_response(error: Exception, request_id: str) -> tuple[int, dict[str, str], bytes]:
-    """(status, headers, body) of an error, in the one shape. What is not one of our kinds tells nothing of itself."""
+    """(status, headers, body) of an error, in the one shape. One that nobody expects is logged, and tells nothing."""
     headers, field, hint = {}, None, None
     if isinstance(error, InvalidRequest):
         status, code, message = _STALE.get(error.code, 400), error.code, error.message
         field, hint = error.field, error.hint
     else:
         found = next(((status, code) for kind, (status, code) in STATUS.items() if isinstance(error, kind)), None)
+        if found is None:
+            _log(error, request_id)
         status, code = found or (500, "internal")
         message = str(error) if found else "an error of the service itself; it is logged under this request id"
     if isinstance(error, Overloaded):
@@ -75,7 +79,7 @@ def error_response(error: Exception, request_id: str) -> tuple[int, dict[str, st
 
 def error_body(code: str, message: str, request_id: str, field: str | None = None, hint: str | None = None) -> bytes:
     shape = {"code": code, "message": message, "field": field, "hint": hint, "request_id": request_id}
-    return orjson.dumps({"error": shape}, option=orjson.OPT_NON_STR_KEYS)
+    return orjson.dumps({"error": shape})
 
 
 class Edge:
@@ -119,8 +123,6 @@ class Edge:
                 raise
             if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
                 error = Unavailable("not answered within the deadline")
-            if not isinstance(error, RayrecError):
-                _log(error, request_id)
             code, more, content = error_response(error, request_id)
             await respond(send_with_headers, code, more, content)
         finally:
@@ -208,7 +210,7 @@ def _call_it_json(scope: Scope) -> None:
 
 def _depth(body: bytes) -> int:
     """How deep JSON nests."""
-    bare = re.sub(rb'"(?:[^"\\]|\\.)*"', b"", body)
+    bare = _TEXT.sub(b"", body)
     deepest = now = 0
     for bracket in re.findall(rb"[\[\]{}]", bare):
         now += 1 if bracket in b"[{" else -1

@@ -2,30 +2,32 @@
 
 A plain class: with a backend that a test makes it needs neither Ray nor HTTP.
 
-Under load it steps down rather than queue: full -> words alone -> what is popular -> 429. Each step costs about a
-fifth of the one before, and the answer's `coverage` names it. (There is no reranker yet to leave out first.)
+Under load it steps down rather than queue: full -> words alone -> what is popular -> 429. Each step costs less than
+the one before, and the answer's `coverage` names it. (There is no reranker yet to leave out first.)
 """
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from cachetools import LRUCache
 
 from rayrec.answer import Answer, Coverage, Lack, cursor_index
 from rayrec.config import ServeConfig
-from rayrec.errors import Overloaded, RayrecError
+from rayrec.errors import Overloaded, RayrecError, Unavailable, VersionNotLoaded
 from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.serving.backends import Backend
 from rayrec.serving.telemetry import Telemetry
 from rayrec.serving.versions import Loaded
 
 log = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 _WORDS_FROM, _POPULAR_FROM = 0.5, 0.75  # of max_in_flight
 _BUSY_WORDS = "busy: answered by words alone"
@@ -48,16 +50,17 @@ class Gateway:
         started = time.perf_counter()
         with self._admitted() as load:
             pinned = None if request.cursor is None else cursor_index(request.cursor)
-            version = await self.backend.version(pinned)
-            if request.query and load >= _POPULAR_FROM:
-                answer = await self._popular(version, request)
-            else:
-                vector, lack = None, None
-                if request.wants_vector:
-                    vector, lack = await self._try_vector(version, request.query, load)
-                with self._stage("answer"):
-                    answer = await self.backend.search(version, request, vector, lack)
+            answer = await self._by_a_version(lambda version: self._search(version, request, load), pinned)
         return self._finished("search", answer, started)
+
+    async def _search(self, version: Loaded[Any], request: SearchRequest, load: float) -> Answer:
+        if request.query and load >= _POPULAR_FROM:
+            return await self._popular(version, request)
+        vector, lack = None, None
+        if request.wants_vector:
+            vector, lack = await self._try_vector(version, request.query, load)
+        with self._stage("answer"):
+            return await self.backend.search(version, request, vector, lack)
 
     async def _popular(self, version: Loaded[Any], request: SearchRequest) -> Answer:
         """What is popular under the request's filters, in one page. Raises Overloaded for any page but the first."""
@@ -71,7 +74,7 @@ class Gateway:
         """Raises NotFound, InvalidRequest, Overloaded, Unavailable."""
         started = time.perf_counter()
         with self._admitted():
-            answer = await self.backend.similar(await self.backend.version(None), request)
+            answer = await self._by_a_version(lambda version: self.backend.similar(version, request))
         return self._finished("similar", answer, started)
 
     async def recommend(self, request: RecommendRequest) -> dict[str, Any]:
@@ -82,20 +85,30 @@ class Gateway:
             if load >= _POPULAR_FROM:
                 coverage = Coverage(behavior="ok", degraded=True, why=_BUSY_POPULAR)
                 self.telemetry.degraded.labels("recommend", "popular").inc()
-            answer = await self.backend.recommend(await self.backend.version(None), request, coverage)
+            answer = await self._by_a_version(lambda version: self.backend.recommend(version, request, coverage))
         return self._finished("recommend", answer, started)
 
     async def item(self, item_id: str) -> dict[str, Any]:
         """Raises NotFound, Overloaded, Unavailable."""
         with self._admitted():
-            return {"item": await self.backend.item(await self.backend.version(None), item_id)}
+            return {"item": await self._by_a_version(lambda version: self.backend.item(version, item_id))}
 
     async def suggest(self, prefix: str, k: int) -> dict[str, Any]:
         """Raises Overloaded, Unavailable."""
         started = time.perf_counter()
         with self._admitted():
-            found = await self.backend.suggest(await self.backend.version(None), prefix, k)
+            found = await self._by_a_version(lambda version: self.backend.suggest(version, prefix, k))
         return {"suggestions": [{"text": each.text} for each in found], "took_ms": _elapsed_ms(started)}
+
+    async def _by_a_version(self, ask: Callable[[Loaded[Any]], Awaitable[R]], pinned: str | None = None) -> R:
+        """What `ask` answers by the best version that every part has loaded: during a swap not all have the newest."""
+        versions = await self.backend.versions(pinned)
+        for version in versions:
+            try:
+                return await ask(version)
+            except VersionNotLoaded:
+                continue
+        raise Unavailable(f"no version is loaded by every part yet; {versions[0].pair.index} is on its way")
 
     @contextlib.contextmanager
     def _admitted(self) -> Iterator[float]:
@@ -127,6 +140,8 @@ class Gateway:
                 vector = await asyncio.wait_for(self.backend.vector(version, query), budget_s)
         except (TimeoutError, asyncio.TimeoutError):
             why = f"the encoder took longer than {self.config.encode_budget_ms} ms"
+        except VersionNotLoaded:
+            raise
         except RayrecError as error:
             why = str(error)
         except Exception as error:  # whatever a runtime throws, words still answer, and the answer says so

@@ -174,7 +174,9 @@ def test_the_command_line_wins_over_the_config_and_opening_to_the_network_closes
     assert (given["topology"], given["local_only"]) == ("split", False)
     assert (given["gateway"]["min"], given["gateway"]["max"]) == (2, 2)
     assert given["allowed_hosts"][-1] == "shop.example"
-    assert 1 <= serve_settings(None, "here", None, "::1", None, None)["gateway"]["max"] <= 4
+    file.write_text("workspace: elsewhere\n")
+    for config in (None, file):
+        assert 1 <= serve_settings(config, "here", None, "::1", None, None)["gateway"]["max"] <= 4
 
 
 def test_serving_a_workspace_that_is_not_there_says_so(tmp_path: Path) -> None:

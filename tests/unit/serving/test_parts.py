@@ -152,8 +152,29 @@ def test_a_pair_that_a_part_has_not_loaded_is_answered_by_the_one_before(ws, spl
     assert answer["versions"]["index"] == old.pair.index
     assert not answer["coverage"]["degraded"]
     backend._live._previous = None
-    with pytest.raises(Unavailable, match="newer"):
-        _ask(backend, ws, ASKS[4])
+    for ask in (ASKS[0], ASKS[4], ASKS[5], ASKS[7], ASKS[8]):
+        with pytest.raises(Unavailable, match="newer"):
+            _ask(backend, ws, ask)
+
+
+def test_a_query_is_encoded_and_answered_by_the_same_pair(ws, split):
+    """The encoder has the new pair already, the scorer not: the old pair's encoder is asked again."""
+    backend, handles = split
+    backend._live.close()
+    old = backend._live.current
+    backend._live._previous, backend._live.current = (old, float("inf")), type(old)(Pair("newer"), None)
+    asked = []
+
+    def encode(pair, query):
+        asked.append(pair.index)
+        return np.eye(48, dtype=np.float32)[0] if pair.index == "newer" else encoder.part.encode(pair, [query])[0]
+
+    encoder = handles["encoder"]._part
+    encoder.encode = encode
+    answer = _ask(backend, ws, ASKS[0])
+    assert asked == ["newer", old.pair.index]
+    backend._live._previous, backend._live.current = None, old
+    assert answer == _ask(backend, ws, ASKS[0])
 
 
 def test_an_index_with_other_shards_is_refused_with_the_remedy(ws):
