@@ -26,14 +26,14 @@ from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.retrieval.base import Candidates
 from rayrec.retrieval.completions import Completion
 from rayrec.retrieval.shards import Shards
-from rayrec.scorer import Near, Scorer
+from rayrec.scorer import Near, Scored, Scorer
 from rayrec.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
 CACHED_VECTORS = 2_048
-CANDIDATE_CACHE_MIB = 32  # some 400 queries of 4,400 candidates
-_CANDIDATE_BYTES = 17
+CANDIDATE_CACHE_MIB = 32  # some 230 queries of 4,400 candidates
+_CANDIDATE_BYTES = 33
 
 
 class Engine:
@@ -62,7 +62,7 @@ class Engine:
         self.scorer = Scorer(shards, weights=weights, versions=self.versions)
         self._vectors: LRUCache = LRUCache(cached_vectors)
         self._candidates: LRUCache = LRUCache(
-            candidate_cache_mib << 20, getsizeof=lambda found: 500 + _CANDIDATE_BYTES * len(found.rows)
+            candidate_cache_mib << 20, getsizeof=lambda found: 500 + _CANDIDATE_BYTES * len(found.candidates.rows)
         )
         self._lock = threading.Lock()
 
@@ -134,14 +134,14 @@ class Engine:
         if not request.query:
             return self.scorer.search(request, self.scorer.everything(), coverage)
         mode = "lexical" if vector is None else request.mode
-        return self.scorer.search(request, self.candidates(request.query, mode, vector), coverage)
+        return self.scorer.search(request, self._scored(request.query, mode, vector), coverage)
 
     def retrieve(self, query: str, mode: str = "hybrid") -> tuple[Candidates, Coverage]:
         """M(query), before filters and order, and which parts took part."""
         request = SearchRequest(query, mode=mode)
         vector, lack = self._try_vector(request)
         mode = "lexical" if vector is None else mode
-        return self.candidates(request.query, mode, vector), search_coverage(request, vector, lack)
+        return self._scored(request.query, mode, vector).candidates, search_coverage(request, vector, lack)
 
     def _try_vector(self, request: SearchRequest) -> tuple[np.ndarray | None, Lack | None]:
         if not request.wants_vector:
@@ -157,14 +157,14 @@ class Engine:
         """float32 (D,)."""
         return self.encoder.encode([query])[0]
 
-    def candidates(self, query: str, mode: str, vector: np.ndarray | None) -> Candidates:
-        """M(query), given its vector unless mode is lexical."""
+    def _scored(self, query: str, mode: str, vector: np.ndarray | None) -> Scored:
+        """M(query) and its scores, given the query's vector unless mode is lexical."""
         with self._lock:
             known = self._candidates.get((query, mode))
         if known is not None:
             return known
         probe = self.scorer.probe(query, mode, vector)
-        found = self.scorer.candidates(probe, self.shards.find(probe))
+        found = self.scorer.scored(probe, self.shards.find(probe), mode)
         with self._lock, contextlib.suppress(ValueError):  # too large to be kept
             self._candidates[query, mode] = found
         return found

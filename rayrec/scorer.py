@@ -29,6 +29,14 @@ Texts = Callable[[int], dict[str, Callable[[], str]]]
 
 
 @dataclass(frozen=True)
+class Scored:
+    """M(q), and what each part of the score gives each candidate; of the query alone, so it can be kept."""
+
+    candidates: Candidates
+    parts: scoring.Parts
+
+
+@dataclass(frozen=True)
 class Near:
     """Ask for the rows of the k items nearest to vector float32 (D,), among allowed bool (N,)."""
 
@@ -74,16 +82,22 @@ class Scorer:
         words = None if mode == "dense" and vector is not None else query
         return Probe(words, vector, 0.0 if vector is None else self._shards.background(vector))
 
-    def candidates(self, probe: Probe, found: list[Found]) -> Candidates:
-        """M(query)."""
-        return hybrid.join(found, probe.background, self.columns.n)
+    def scored(self, probe: Probe, found: list[Found], mode: str) -> Scored:
+        """M(query) and the parts of each candidate's score."""
+        candidates = hybrid.join(found, probe.background, self.columns.n)
+        share = {"hybrid": self.weights.dense, "lexical": 0.0, "dense": 1.0}[
+            "lexical" if probe.vector is None else mode
+        ]
+        return Scored(candidates, hybrid.fuse(candidates, self.weights.model_copy(update={"dense": share})))
 
-    def everything(self) -> Candidates:
-        """M of no query."""
+    def everything(self) -> Scored:
+        """M of no query, by popularity."""
         n = self.columns.n
-        return Candidates(np.arange(n), np.zeros(n, np.float32), np.zeros(n, np.float32), np.zeros(n, bool))
+        none = np.zeros(n, np.float32)
+        popular = self.behavior.popularity.astype(np.float64)
+        return Scored(Candidates(np.arange(n), none, none, np.zeros(n, bool)), {"popular": popular})
 
-    def search(self, request: SearchRequest, candidates: Candidates, coverage: Coverage) -> Answer:
+    def search(self, request: SearchRequest, scored: Scored, coverage: Coverage) -> Answer:
         """Raises InvalidRequest."""
         started = time.perf_counter()
         index = str(self.versions["index"])
@@ -91,9 +105,9 @@ class Scorer:
         asked = fingerprint(request.query, request.filters or None, request.sort, request.mode, request.page_size)
         page = request.page if request.cursor is None else read_cursor(request.cursor, index, asked, degraded)
         mask = self.columns.mask(request.filters)
+        candidates, parts = scored.candidates, scored.parts
         rows = candidates.rows
         places = np.arange(len(rows)) if mask is None else np.flatnonzero(mask[rows])
-        parts = self._search_parts(request, candidates, coverage)
         scores = scoring.total(parts)
         first = (page - 1) * request.page_size
         wanted = first + request.page_size
@@ -121,13 +135,6 @@ class Scorer:
             facets={name: self._facet(name, request.filters, candidates, inside) for name in request.facets},
             cursor=make_cursor(index, asked, page + 1, degraded) if wanted < len(places) else None,
         )
-
-    def _search_parts(self, request: SearchRequest, candidates: Candidates, coverage: Coverage) -> scoring.Parts:
-        if not request.query:
-            return {"popular": self.behavior.popularity[candidates.rows].astype(np.float64)}
-        mode = "lexical" if coverage.dense != "ok" else request.mode
-        share = {"hybrid": self.weights.dense, "lexical": 0.0, "dense": 1.0}[mode]
-        return hybrid.fuse(candidates, self.weights.model_copy(update={"dense": share}))
 
     def _facet(self, name: str, filters: Mapping[str, Any] | None, candidates: Candidates, inside: np.ndarray) -> Any:
         if not filters or name not in filters:

@@ -17,7 +17,7 @@ from pathlib import Path
 from rayrec.errors import RayrecError
 from rayrec.serving.loopback import NODE_IS_LOCAL
 
-# Serve's defaults cost 2 to 4 times as much a request (benchmarks: bench_serve, row `defaults`).
+# with Serve's defaults half as many requests are answered (benchmarks: bench_serve, row `defaults`)
 FAST_PATH = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",

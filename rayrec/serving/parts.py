@@ -145,5 +145,5 @@ class ScorerPart:
         scorer = self.scorer(pair)
         vector = None if probe is None else probe.vector
         coverage: Coverage = search_coverage(request, vector, lack)
-        candidates = scorer.everything() if probe is None else scorer.candidates(probe, list(found))
-        return scorer.search(request, candidates, coverage)
+        scored = scorer.everything() if probe is None else scorer.scored(probe, list(found), request.mode)
+        return scorer.search(request, scored, coverage)
