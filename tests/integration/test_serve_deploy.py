@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from rayrec.config import IndexConfig
 from rayrec.serving.cluster import environment
 from rayrec.workspace import Workspace
 from tests.ports import free_port
@@ -135,6 +136,38 @@ def test_a_load_step_scales_the_encoder_alone_up_and_down_again(split: Service):
     assert max(c["QueryEncoder"] for c in counts) == 2
     assert result.statuses == {200: 4_000}
     assert result.broken == []
+
+
+def test_a_swap_reaches_every_part_and_no_request_fails_or_mixes_versions(split: Service, shop: Workspace):
+    from rayrec import Engine
+    from rayrec.pipelines.index import index
+
+    first = str(shop.current().index)
+    second = index(IndexConfig(half_life_days=10, promote=False), shop).index
+    expected = {}
+    for version in (first, second):
+        engine = Engine.open(shop, index=version)
+        expected[version] = {q: [hit.item_id for hit in engine.search(q, k=5).hits] for q in QUERIES}
+    bodies = [{"query": query, "page_size": 5} for query in QUERIES]
+
+    def check(number: int, answer: dict[str, Any]) -> str | None:
+        query, version = QUERIES[number % len(QUERIES)], answer["versions"]["index"]
+        ids = [hit["item_id"] for hit in answer["hits"]]
+        return None if ids == expected[version][query] else f"{query} by {version}: {ids}"
+
+    def everywhere(version: str) -> bool:
+        parts = ("gateway", "encoder", "scorer", "retriever-0")
+        return all(split.metric("rayrec_version_replicas", part=part, index=version) >= 1 for part in parts)
+
+    with load(split, bodies, 2_000, check, threads=4) as result:
+        shop.promote(index=second)
+        took = [until(lambda: everywhere(second), 10)]
+        shop.rollback()
+        took.append(until(lambda: everywhere(first), 10))
+    print(f"split swap: {dict(result.statuses)}, by version {dict(result.indexes)}, seconds {took}")
+    assert result.statuses == {200: 2_000}
+    assert (result.wrong, result.broken) == ([], [])
+    assert set(result.indexes) == {first, second}
 
 
 def test_a_killed_encoder_costs_meaning_for_a_moment_and_comes_back(split: Service):

@@ -1,13 +1,16 @@
 """The fused service, really started: its answers, its edges, and what happens to it under load."""
 
+import json
 import re
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from rayrec import Engine
 from rayrec.config import IndexConfig
+from rayrec.errors import IncompatibleArtifact
 from rayrec.workspace import Workspace
 from tests.conftest import SHOPPERS
 from tests.service import Service, load, until
@@ -112,9 +115,13 @@ def test_promotion_and_rollback_under_load_fail_no_request_of_ten_thousand(servi
     with load(service, bodies, 10_000, check) as result:
         time.sleep(3)
         took = [promote(second), promote(None), promote(second), promote(None)]
-        # promoted while whole, damaged before a replica reads it again: it must not go live
-        shop.promote(index=broken)
+        # promoting checks a version; this pointer was moved around that, and the replicas check again
         file.write_bytes(b"broken")
+        with pytest.raises(IncompatibleArtifact, match="truncated"):
+            shop.promote(index=broken)
+        now = shop.current()
+        moved = replace(now, generation=now.generation + 1, index=broken, history=[{"index": first, "model": None}])
+        shop.write_bytes(json.dumps(asdict(moved)).encode(), "current.json")
         until(lambda: service.metric("rayrec_version_load_failures_total", part="gateway") >= 2, 20)
         shop.rollback()
     print(f"swap: {result.done} requests {dict(result.statuses)}, seconds to reach all replicas {took}")
