@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayrec.answer import Answer, Coverage, Hit, fingerprint, make_cursor, read_cursor
+from rayrec.answer import Answer, Coverage, Hit, cursor_index, fingerprint, make_cursor, read_cursor
 from rayrec.errors import InvalidRequest
 
 REQUEST = fingerprint("pizza", {"brand": ["Acme"]}, "relevance", "hybrid", 24)
@@ -17,7 +17,7 @@ def _encoded(value):
 
 def _refusal(cursor, index="v1", request=REQUEST):
     with pytest.raises(InvalidRequest) as caught:
-        read_cursor(cursor, index, request)
+        read_cursor(cursor, index, request, False)
     assert caught.value.field == "cursor"
     return caught.value.code
 
@@ -25,22 +25,27 @@ def _refusal(cursor, index="v1", request=REQUEST):
 @settings(max_examples=40, deadline=None)
 @given(index=st.text(), page=st.integers(1))
 def test_a_cursor_carries_its_page_and_is_safe_in_a_url(index, page):
-    cursor = make_cursor(index, REQUEST, page)
-    assert read_cursor(cursor, index, REQUEST) == page
+    cursor = make_cursor(index, REQUEST, page, False)
+    assert read_cursor(cursor, index, REQUEST, False) == page
+    assert cursor_index(cursor) == index
     assert cursor.replace("-", "").replace("_", "").isalnum()
 
 
 def test_a_cursor_of_another_index_is_stale():
-    assert _refusal(make_cursor("v0", REQUEST, 2)) == "stale_cursor"
+    assert _refusal(make_cursor("v0", REQUEST, 2, False)) == "stale_cursor"
+
+
+def test_a_cursor_of_answers_by_other_parts_is_stale():
+    assert _refusal(make_cursor("v1", REQUEST, 2, True)) == "stale_cursor"
 
 
 def test_a_cursor_of_another_request_is_refused():
-    assert _refusal(make_cursor("v1", fingerprint("cable"), 2)) == "invalid_cursor"
+    assert _refusal(make_cursor("v1", fingerprint("cable"), 2, False)) == "invalid_cursor"
 
 
 @pytest.mark.parametrize("page", [0, -1, 1.5, "2", None, [1]])
 def test_a_cursor_with_a_forged_page_is_refused(page):
-    assert _refusal(_encoded({"i": "v1", "r": REQUEST, "p": page})) == "invalid_cursor"
+    assert _refusal(_encoded({"i": "v1", "r": REQUEST, "p": page, "d": False})) == "invalid_cursor"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +56,7 @@ def test_a_cursor_with_a_forged_page_is_refused(page):
         "abc",
         "é",
         "\x00",
-        make_cursor("v1", REQUEST, 2)[:-4],
+        make_cursor("v1", REQUEST, 2, False)[:-4],
         "!" * 8,
         _encoded("x"),
         _encoded([1]),
@@ -70,6 +75,7 @@ def test_a_cursor_nested_too_deep_is_refused():
 @given(st.text())
 def test_no_text_breaks_the_reading_of_a_cursor(text):
     assert _refusal(text) == "invalid_cursor"
+    assert cursor_index(text) is None
 
 
 def test_a_fingerprint_is_stable_and_tells_requests_apart():
