@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from rayrec import Engine
@@ -22,7 +23,9 @@ ROOT = Path(__file__).parents[2]
 
 def submit(client: JobSubmissionClient, *command: str) -> dict[str, Any]:
     """Run a job to its end; its last line, read as JSON."""
-    job = client.submit_job(entrypoint=shlex.join([sys.executable, *command]))
+    # Ray gives a job the cluster that was started last on this machine, and other tests start some
+    here = ray.get_runtime_context().gcs_address
+    job = client.submit_job(entrypoint=f"RAY_ADDRESS={here} {shlex.join([sys.executable, *command])}")
     deadline = time.monotonic() + 300
     while (status := client.get_job_status(job)) not in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED):
         assert time.monotonic() < deadline, client.get_job_logs(job)[-2000:]

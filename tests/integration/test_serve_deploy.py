@@ -48,7 +48,8 @@ def split(shop: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     private = Path("/tmp") / f"rr-test-{os.getpid()}"
     private.mkdir(mode=0o700)
     port, gcs, dashboard = free_port(), free_port(), free_port()
-    env = {**os.environ, **environment(private), "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    env = {**os.environ, **environment(private), "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+    env |= {"RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{dashboard}"}
     log = directory / "head.log"
     command = [
         BIN / "ray", "start", "--head", "--block", f"--port={gcs}", "--num-cpus=4", "--disable-usage-stats",
