@@ -63,16 +63,32 @@ class SourceConfig(Config):
     max_items: int | None = Field(None, ge=1, description="complete_journey: keep the most bought items")
 
 
-class EncoderConfig(Config):
-    """model: a local transformers directory, or `minilm` for the one that pip brings.
+class PicturesConfig(Config):
+    """Where pictures may come from, and how much of one is read. By default from nowhere."""
 
-    runtime `auto` is torch in bf16 where a worker has a CUDA device and onnxruntime elsewhere.
+    max_bytes: int = Field(20 << 20, ge=1, le=1 << 30, description="of one file")
+    max_pixels: int = Field(50_000_000, ge=1, le=250_000_000, description="of one picture; one costs up to 20 bytes")
+    timeout_s: float = Field(10, gt=0, le=600, description="for the whole of fetching one picture, redirects included")
+    allowed_hosts: tuple[str, ...] = Field(
+        (), description="of http(s) URLs: img.example.com, .example.com (any below it), or img.example.com:8080"
+    )
+    allowed_roots: tuple[str, ...] = Field((), description="local directories, and s3:// or gs:// prefixes")
+
+
+class EncoderConfig(Config):
+    """model: a local transformers directory, or one that comes with pip: `minilm` (English) or `e5` (100 languages).
+
+    runtime `auto` is torch in bf16 where a worker has a CUDA device and onnxruntime elsewhere. precision is that of
+    onnxruntime: int8 must agree with fp32 on the catalog, or is refused.
     """
 
     model: str = "minilm"
     runtime: Literal["auto", "onnx", "torch"] = "auto"
+    precision: Literal["fp32", "int8"] = "fp32"
     max_tokens: int = Field(128, ge=4, description="longer texts are cut here, or at the model's own limit")
     batch_size: int = Field(16, ge=1)
+    query_prefix: str | None = Field(None, max_length=200, description="before each query; None: the model's own")
+    passage_prefix: str | None = Field(None, max_length=200, description="before each item; None: the model's own")
 
 
 class EmbedConfig(Config):

@@ -87,7 +87,7 @@ class Engine:
         """Load a pair of index and model, whatever answers now. Raises as `open`."""
         directory = ws.local_copy("indexes", index)
         manifest = ws.manifest("indexes", index)
-        encoder = encoder_exports.open_for(ws, manifest["encoder"]["space"])
+        encoder = encoder_exports.open_for(ws, manifest["encoder"])
         if encoder.id.space != manifest["encoder"]["space"]:
             raise IncompatibleArtifact(
                 f"indexes/{index} holds space {manifest['encoder']['space']}, the encoder is of {encoder.id.space}"
@@ -155,7 +155,7 @@ class Engine:
     @cachedmethod(lambda self: self._vectors, lock=lambda self: self._lock)
     def vector(self, query: str) -> np.ndarray:
         """float32 (D,)."""
-        return self.encoder.encode([query])[0]
+        return self.encoder.encode([query], "query")[0]
 
     def _scored(self, query: str, mode: str, vector: np.ndarray | None) -> Scored:
         """M(query) and its scores, given the query's vector unless mode is lexical."""

@@ -1,7 +1,12 @@
 """The kinds of error rayrec raises; the service maps each kind to one HTTP status."""
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
+
+PictureReason = Literal[
+    "bad_uri", "not_allowed", "not_found", "unreadable", "http_error", "timeout",
+    "too_large", "too_many_pixels", "not_a_picture", "truncated", "damaged",
+]  # fmt: skip
 
 
 class RayrecError(Exception):
@@ -71,3 +76,14 @@ class Unavailable(Overloaded):
 
 class VersionNotLoaded(RayrecError):
     """A replica was asked for an index version that it has not loaded, or no longer has."""
+
+
+class BadPicture(RayrecError):
+    """A picture that may not be read, cannot be had, or is none; `reason` is a stable name to count by."""
+
+    def __init__(self, reason: PictureReason, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.reason, str(self))

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from rayrec.config import FusionWeights
 from rayrec.data import catalog
-from rayrec.encoders.base import Encoder, EncoderId
+from rayrec.encoders.base import Encoder, EncoderId, Role
 from rayrec.engine import Engine
 from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.retrieval.shards import Shards, attribute_words, build_shard, shard_name, shard_rows
@@ -48,7 +48,7 @@ class FakeEncoder:
         self.id = EncoderId("fake", "numpy")
         self.dim = dim
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
+    def encode(self, texts: Sequence[str], role: Role = "passage") -> np.ndarray:
         vectors = np.array([self._sum(text) for text in texts], np.float32).reshape(len(texts), self.dim)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
@@ -67,7 +67,7 @@ class BrokenEncoder(FakeEncoder):
 
     broken = True
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
+    def encode(self, texts: Sequence[str], role: Role = "passage") -> np.ndarray:
         if self.broken:
             raise RuntimeError("out of memory")
         return super().encode(texts)
@@ -201,6 +201,7 @@ def publish_index(ws: Workspace, items: pa.Table, events: pa.Table, *, shards: i
         encoder = {
             "space": FakeEncoder().id.space,
             "id": str(FakeEncoder().id),
+            "query_id": str(FakeEncoder().id),
             "export": None,
             "dim": FakeEncoder().dim,
         }

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -23,13 +23,17 @@ class EncoderId:
         return cls(space, variant)
 
 
+Role = Literal["query", "passage"]
+"""What a text is: models of the E5 kind read a query and an item differently."""
+
+
 class Encoder(Protocol):
-    """A loaded model."""
+    """A loaded text model."""
 
     id: EncoderId
     dim: int
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
+    def encode(self, texts: Sequence[str], role: Role = "passage") -> np.ndarray:
         """float32 (B, D), each row L2-normalised, in the order of `texts`."""
         ...
 

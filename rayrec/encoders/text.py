@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from rayrec.encoders.base import EncoderId, by_length
+from rayrec.config import EncoderConfig
+from rayrec.encoders.base import EncoderId, Role, by_length
 from rayrec.errors import NotFound, SchemaError
 
 _POOLING_KEYS = {
@@ -32,17 +33,34 @@ class TextModel:
     """A model directory and how it is to be read.
 
     pooling: how token vectors become one: mean, cls, max or last. max_tokens: where texts are cut.
-    space: the model's name and a hash of weights, tokenizer, pooling and cut.
+    prefixes: what goes before a text of each role (E5 and its kin were trained with `query: ` and `passage: `).
+    space: the model's name and a hash of weights, tokenizer, pooling, prefixes and cut.
     """
 
     directory: Path
     pooling: str
     max_tokens: int
+    prefixes: dict[Role, str]
     space: str
 
     @classmethod
-    def read(cls, model: str, *, max_tokens: int) -> "TextModel":
-        """Read a local transformers directory, or `minilm`. Raises NotFound, SchemaError."""
+    def of(cls, config: EncoderConfig) -> "TextModel":
+        """The model that a config names. Raises NotFound, SchemaError."""
+        return cls.read(
+            config.model,
+            max_tokens=config.max_tokens,
+            query_prefix=config.query_prefix,
+            passage_prefix=config.passage_prefix,
+        )
+
+    @classmethod
+    def read(
+        cls, model: str, *, max_tokens: int, query_prefix: str | None = None, passage_prefix: str | None = None
+    ) -> "TextModel":
+        """Read a local transformers directory, or `minilm`. A prefix of None is the model's own.
+
+        Raises NotFound, SchemaError.
+        """
         directory = _locate(model)
         config = _json(directory / "config.json")
         if config is None:
@@ -54,11 +72,14 @@ class TextModel:
         limits = [
             max_tokens,
             (_json(directory / "sentence_bert_config.json") or {}).get("max_seq_length"),
-            config.get("max_position_embeddings"),
-            config.get("n_positions"),  # what GPT-2 and its kin call it
+            (_json(directory / "tokenizer_config.json") or {}).get("model_max_length"),
+            _positions(config),
         ]
+        _check_modules(directory)
         cut = min(limit for limit in limits if isinstance(limit, int) and limit > 0)
-        digest = hashlib.blake2b(f"{pooling}|{cut}".encode(), digest_size=5)
+        prefixes = _prefixes(directory, query_prefix, passage_prefix)
+        read_as = f"{pooling}|{cut}" + "".join(f"|{prefixes[role]}" for role in sorted(prefixes) if prefixes[role])
+        digest = hashlib.blake2b(read_as.encode(), digest_size=5)
         for file in [*weights, *(directory / name for name in _SPACE_FILES)]:
             if file.exists():
                 with open(file, "rb") as stream:
@@ -66,7 +87,7 @@ class TextModel:
                         digest.update(chunk)
         name = model if "/" not in model else directory.name
         slug = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
-        return cls(directory, pooling, cut, f"{slug}-{digest.hexdigest()}")
+        return cls(directory, pooling, cut, prefixes, f"{slug}-{digest.hexdigest()}")
 
 
 def _locate(model: str) -> Path:
@@ -100,6 +121,32 @@ def _pooling(directory: Path, config: dict[str, Any]) -> str:
         return modes[0]
     decoder = any("CausalLM" in name or "LMHead" in name for name in config.get("architectures") or ())
     return "last" if decoder else "mean"
+
+
+def _check_modules(directory: Path) -> None:
+    """Refuse a sentence-transformers model with layers after the pooling: without them its vectors are others."""
+    said: Any = _json(directory / "modules.json") or []
+    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in said]
+    unknown = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
+    if unknown:
+        raise SchemaError(f"{directory}/modules.json: {unknown} cannot be read; Transformer, Pooling, Normalize can")
+
+
+def _positions(config: dict[str, Any]) -> int | None:
+    """How many tokens a model has positions for; the RoBERTa family counts its positions from pad_token_id + 1."""
+    positions = config.get("max_position_embeddings") or config.get("n_positions")  # GPT-2 and its kin: the latter
+    if positions is not None and "roberta" in str(config.get("model_type")):
+        return positions - int(config.get("pad_token_id") or 0) - 1
+    return positions
+
+
+def _prefixes(directory: Path, query: str | None, passage: str | None) -> dict[Role, str]:
+    """What the config says, else what the model's own sentence-transformers file says, else nothing."""
+    said = (_json(directory / "config_sentence_transformers.json") or {}).get("prompts") or {}
+    return {
+        "query": said.get("query", "") if query is None else query,
+        "passage": said.get("passage", said.get("document", "")) if passage is None else passage,
+    }
 
 
 def load_torch(model: TextModel) -> Any:
@@ -174,19 +221,20 @@ class TorchTextEncoder:
         dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
         self._torch = torch
         self._device = device
-        self._module = load_torch(model).to(device=device, dtype=dtype)
+        self.module = load_torch(model).to(device=device, dtype=dtype)
+        self._prefixes = model.prefixes
         self._tokenizer = load_tokenizer(model.directory, model.max_tokens)
         self._batch_size = batch_size
         self.id = EncoderId(model.space, f"torch-{precision}")
-        self.dim = int(self._module.backbone.config.hidden_size)
+        self.dim = int(self.module.backbone.config.hidden_size)
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        encodings = self._tokenizer.encode_batch(list(texts))
+    def encode(self, texts: Sequence[str], role: Role = "passage") -> np.ndarray:
+        encodings = self._tokenizer.encode_batch([self._prefixes[role] + text for text in texts])
         out = np.empty((len(texts), self.dim), np.float32)
         for batch in by_length([len(e.ids) for e in encodings], self._batch_size):
             ids, mask = pad([encodings[i] for i in batch])
             with self._torch.inference_mode():
-                vectors = self._module(
+                vectors = self.module(
                     self._torch.from_numpy(ids).to(self._device), self._torch.from_numpy(mask).to(self._device)
                 )
             out[batch] = vectors.float().cpu().numpy()

@@ -26,7 +26,6 @@ from rayrec.data import catalog, complete_journey, readers
 from rayrec.data.conform import Quarantine
 from rayrec.embedding_store import EmbeddingStore
 from rayrec.encoders.base import Encoder, EncoderId
-from rayrec.encoders.onnx import VARIANT, OnnxTextEncoder
 from rayrec.encoders.text import TextModel, TorchTextEncoder
 from rayrec.errors import NotFound
 from rayrec.files import open_filesystem
@@ -138,9 +137,7 @@ def embed_catalog(
 
     export: version of the encoder under encoders/; queries use it, whatever embeds the items.
     """
-    model = TextModel.read(config.encoder.model, max_tokens=config.encoder.max_tokens)
-    runtime = choose_runtime(config)
-    encoder_id = EncoderId(model.space, VARIANT if runtime == "onnx" else runtime)
+    encoder_id = choose_encoder(config, encoder_exports.encoder_id(config.encoder))
     store = EmbeddingStore(ws, str(encoder_id))
     texts, hashes, needed = pending(ws, version, store)
     if not texts:
@@ -163,11 +160,13 @@ def embed_catalog(
     return done, needed - len(texts), encoder_id, per_worker, last - first
 
 
-def choose_runtime(config: EmbedConfig) -> str:
-    """onnx, torch-bf16 or torch-fp32: by the config, and by whether workers are given GPUs."""
-    if config.encoder.runtime == "onnx" or (config.encoder.runtime == "auto" and not config.gpus_per_worker):
-        return "onnx"
-    return "torch-bf16" if config.gpus_per_worker else "torch-fp32"
+def choose_encoder(config: EmbedConfig, exported: EncoderId) -> EncoderId:
+    """Which encoder the items get: the export, or torch in bf16 (fp32 without GPUs) if the config or GPUs say so."""
+    asked = config.encoder.runtime
+    own_engine = not exported.variant.startswith("onnx")
+    if asked == "onnx" or own_engine or (asked == "auto" and not config.gpus_per_worker):
+        return exported
+    return EncoderId(exported.space, "torch-bf16" if config.gpus_per_worker else "torch-fp32")
 
 
 def default_workers(config: EmbedConfig) -> int:
@@ -234,13 +233,13 @@ class EmbedWorker:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one core each
         ws = Workspace.open(ws_uri, create=False)
         self._store = EmbeddingStore(ws, encoder_id)
-        self._encoder: Encoder
         variant = EncoderId.parse(encoder_id).variant
-        if variant == VARIANT:
-            self._encoder = OnnxTextEncoder(ws.local_copy("encoders", export), threads=1, batch_size=encoder.batch_size)
+        if variant.startswith("torch-"):
+            self._encoder: Encoder = TorchTextEncoder(
+                TextModel.of(encoder), precision=variant.removeprefix("torch-"), batch_size=encoder.batch_size
+            )
         else:
-            model = TextModel.read(encoder.model, max_tokens=encoder.max_tokens)
-            self._encoder = TorchTextEncoder(model, precision=variant.removeprefix("torch-"))
+            self._encoder = encoder_exports.open_export(ws, export, batch_size=encoder.batch_size)
         self._name = f"{os.uname().nodename}:{os.getpid()}"
 
     def __call__(self, block: pa.Table) -> pa.Table:

@@ -20,7 +20,6 @@ from rayrec.config import IndexConfig, SourceConfig
 from rayrec.data import catalog, complete_journey, events, readers
 from rayrec.embedding_store import EmbeddingStore
 from rayrec.encoders.base import EncoderId
-from rayrec.encoders.text import TextModel
 from rayrec.errors import NotFound
 from rayrec.files import open_filesystem
 from rayrec.pipelines.cluster import connected
@@ -84,6 +83,7 @@ def index(config: IndexConfig, ws: Workspace, *, address: str | None = None) -> 
                 "encoder": {
                     "space": EncoderId.parse(encoder_id).space,
                     "id": encoder_id,
+                    "query_id": str(encoder_exports.encoder_id(config.encoder)),
                     "export": export,
                     "dim": built[0]["dim"],
                 },
@@ -133,7 +133,7 @@ def publish_events(table: pa.Table, source: SourceConfig, ws: Workspace) -> str:
 
 def find_embeddings(config: IndexConfig, ws: Workspace, catalog_version: str) -> str:
     """The encoder id, of the config's space, whose vectors cover the catalog. Raises NotFound if none does."""
-    space = TextModel.read(config.encoder.model, max_tokens=config.encoder.max_tokens).space
+    space = encoder_exports.encoder_id(config.encoder).space
     found = [name for name in ws.names("embeddings") if EncoderId.parse(name).space == space]
     if not found:
         raise NotFound(f"no embeddings of space {space} in {ws.uri}; run 'rayrec embed' with the same encoder")

@@ -80,7 +80,7 @@ class FusedBackend:
 
         def encode(calls: list[tuple[Engine, str]]) -> list[np.ndarray | Exception]:
             telemetry.batch.labels("encode").observe(len(calls))
-            return by_key(calls, lambda engine, queries: list(engine.encoder.encode(queries)))
+            return by_key(calls, lambda engine, queries: list(engine.encoder.encode(queries, "query")))
 
         self._encode = Batcher[tuple[Engine, str], np.ndarray](encode, self._thread, max_size=config.max_batch)
 

@@ -73,15 +73,15 @@ class QueryEncoder:
     def encode(self, pair: Pair, queries: Sequence[str]) -> np.ndarray:
         """float32 (B, D). Raises VersionNotLoaded."""
         self._telemetry.batch.labels("encode").observe(len(queries))
-        return self._live.get(pair).value.encode(queries)
+        return self._live.get(pair).value.encode(queries, "query")
 
 
 def _load_encoder(ws: Workspace, pair: Pair, before: Encoder | None) -> Encoder:
-    space = ws.manifest("indexes", pair.index)["encoder"]["space"]
-    if before is not None and before.id.space == space:
+    wanted = ws.manifest("indexes", pair.index)["encoder"]
+    if before is not None and str(before.id) == wanted["query_id"]:
         return before
-    encoder = encoder_exports.open_for(ws, space)
-    encoder.encode([_WARM_UP])
+    encoder = encoder_exports.open_for(ws, wanted)
+    encoder.encode([_WARM_UP], "query")
     return encoder
 
 

@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pytest
 
+from rayrec.config import EncoderConfig
 from rayrec.encoders.onnx import OnnxTextEncoder, export
 from rayrec.encoders.text import TextModel, TorchTextEncoder
 from rayrec.errors import IncompatibleArtifact, RayrecError
@@ -30,7 +31,7 @@ def exported(request, tmp_path_factory):
     if name != "minilm":
         name = str(make_tiny_model(tmp_path_factory.mktemp(name), name))
     directory = tmp_path_factory.mktemp("export")
-    export(name, 64, directory)
+    export(EncoderConfig(model=name, max_tokens=64), directory)
     return TextModel.read(name, max_tokens=64), directory
 
 
@@ -48,6 +49,25 @@ def test_a_batch_equals_its_texts_one_by_one(exported):
     encoder = OnnxTextEncoder(exported[1])
     alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
     np.testing.assert_allclose(encoder.encode(TEXTS), alone, atol=1e-5)
+
+
+def test_int8_is_close_to_fp32_and_a_vector_does_not_depend_on_its_batch(exported, tmp_path):
+    model, directory = exported
+    export(EncoderConfig(model=str(model.directory), max_tokens=64, precision="int8"), tmp_path)
+    small, whole = OnnxTextEncoder(tmp_path), OnnxTextEncoder(directory)
+    assert small.id.variant == "onnx-int8"
+    assert (small.encode(TEXTS) * whole.encode(TEXTS)).sum(1).min() > 0.95
+    alone = np.concatenate([small.encode([text]) for text in TEXTS])
+    np.testing.assert_array_equal(small.encode(TEXTS), alone)
+
+
+def test_an_export_keeps_the_prefixes(tmp_path):
+    tiny = str(make_tiny_model(tmp_path / "bert", "bert"))
+    export(EncoderConfig(model=tiny, max_tokens=64, query_prefix="red ", passage_prefix="blue "), tmp_path / "out")
+    encoder = OnnxTextEncoder(tmp_path / "out")
+    reference = TorchTextEncoder(TextModel.read(tiny, max_tokens=64), device="cpu")
+    np.testing.assert_allclose(encoder.encode(["shoe"], "query"), reference.encode(["red shoe"]), atol=1e-5)
+    np.testing.assert_allclose(encoder.encode(["shoe"]), reference.encode(["blue shoe"]), atol=1e-5)
 
 
 def test_encoding_needs_neither_torch_nor_transformers(exported):
@@ -79,7 +99,8 @@ def whole(tmp_path_factory):
     from rayrec.encoders.onnx import _export_here
 
     directory = tmp_path_factory.mktemp("whole")
-    _export_here(str(make_tiny_model(tmp_path_factory.mktemp("bert"), "bert")), 64, directory)
+    tiny = make_tiny_model(tmp_path_factory.mktemp("bert"), "bert")
+    _export_here(EncoderConfig(model=str(tiny), max_tokens=64), directory)
     return directory
 
 
@@ -87,6 +108,6 @@ def test_what_cannot_be_exported_says_why(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
     (tmp_path / "model.safetensors").write_bytes(b"junk")
     with pytest.raises(RayrecError, match=r"cannot be exported to ONNX \(.*nonsense.*\); set encoder.runtime: torch"):
-        export(str(tmp_path), 64, tmp_path / "out")
+        export(EncoderConfig(model=str(tmp_path)), tmp_path / "out")
     with pytest.raises(RayrecError, match=r"cannot be exported to ONNX \(.*no such directory"):
-        export(str(tmp_path / "nowhere"), 64, tmp_path / "out")
+        export(EncoderConfig(model=str(tmp_path / "nowhere")), tmp_path / "out")

@@ -71,12 +71,40 @@ def test_conflicting_or_unknown_pooling_is_refused_by_file(tmp_path, said):
         ({"max_position_embeddings": 32}, {"max_seq_length": 64}, 128, 32),
         ({"n_positions": 32}, {"max_seq_length": None}, 128, 32),
         ({"x": 1}, {}, 128, 128),
+        # RoBERTa's positions start after its padding token's
+        ({"max_position_embeddings": 514, "model_type": "xlm-roberta", "pad_token_id": 1}, {}, 600, 512),
     ],
 )
 def test_texts_are_cut_at_the_least_of_all_limits(tmp_path, config, sentence, asked, cut):
     directory = _directory(tmp_path / "m", config=config)
     (directory / "sentence_bert_config.json").write_text(json.dumps(sentence))
     assert _read(directory, asked).max_tokens == cut
+
+
+def test_the_tokenizers_own_limit_counts_too(tmp_path):
+    directory = _directory(tmp_path / "m", config={"max_position_embeddings": 512})
+    (directory / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 48}))
+    assert _read(directory).max_tokens == 48
+
+
+def test_prefixes_are_the_models_own_unless_they_are_given(tmp_path):
+    directory = _directory(tmp_path / "m")
+    assert _read(directory).prefixes == {"query": "", "passage": ""}
+    said = {"prompts": {"query": "query: ", "document": "passage: "}}
+    (directory / "config_sentence_transformers.json").write_text(json.dumps(said))
+    own = _read(directory)
+    assert own.prefixes == {"query": "query: ", "passage": "passage: "}
+    given = TextModel.read(str(directory), max_tokens=128, query_prefix="", passage_prefix="text: ")
+    assert given.prefixes == {"query": "", "passage": "text: "}
+    assert given.space != own.space
+
+
+def test_layers_after_the_pooling_are_refused_for_they_would_be_left_out(tmp_path):
+    directory = _directory(tmp_path / "m")
+    modules = [{"type": f"sentence_transformers.models.{kind}"} for kind in ("Transformer", "Pooling", "Dense")]
+    (directory / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(SchemaError, match=r"modules\.json: \['Dense'\]"):
+        _read(directory)
 
 
 def test_the_space_changes_with_what_changes_vectors_and_not_with_the_place(tmp_path):
@@ -157,7 +185,7 @@ def test_what_stands_in_the_padding_does_not_matter(encoder):
     for pad_id in (0, 5):
         ids, mask = pad(encodings, pad_id)
         with torch.inference_mode():
-            vectors.append(encoder._module(torch.from_numpy(ids), torch.from_numpy(mask)).numpy())
+            vectors.append(encoder.module(torch.from_numpy(ids), torch.from_numpy(mask)).numpy())
     np.testing.assert_allclose(*vectors, atol=1e-6)
 
 
@@ -166,13 +194,23 @@ def test_what_stands_in_the_padding_does_not_matter(encoder):
 def test_pooling_is_of_the_backbones_own_hidden_states(tiny, pooling):
     import torch
 
-    encoder = TorchTextEncoder(TextModel(tiny.directory, pooling, 64, "space"), device="cpu")
+    encoder = TorchTextEncoder(
+        TextModel(tiny.directory, pooling, 64, {"query": "", "passage": ""}, "space"), device="cpu"
+    )
     found = encoder.encode(["usb c cable", "frozen pizza thin crust with four cheeses"])[0]
     ids = torch.tensor([encoder._tokenizer.encode("usb c cable").ids])
     with torch.inference_mode():
-        hidden = encoder._module.backbone(input_ids=ids).last_hidden_state[0].numpy()
+        hidden = encoder.module.backbone(input_ids=ids).last_hidden_state[0].numpy()
     pooled = {"mean": hidden.mean(0), "cls": hidden[0], "max": hidden.max(0), "last": hidden[-1]}[pooling]
     np.testing.assert_allclose(found, pooled / np.linalg.norm(pooled), atol=1e-5)
+
+
+@pytest.mark.model
+def test_a_query_and_an_item_are_read_with_their_own_prefix(tiny):
+    model = TextModel.read(str(tiny.directory), max_tokens=64, query_prefix="red ", passage_prefix="blue ")
+    prefixed, plain = TorchTextEncoder(model, device="cpu"), TorchTextEncoder(tiny, device="cpu")
+    np.testing.assert_allclose(prefixed.encode(["shoe"], "query"), plain.encode(["red shoe"]), atol=1e-6)
+    np.testing.assert_allclose(prefixed.encode(["shoe"]), plain.encode(["blue shoe"]), atol=1e-6)
 
 
 @pytest.mark.model

@@ -33,7 +33,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def fake_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every index in these tests is of the fake encoder's space."""
-    monkeypatch.setattr(encoder_exports, "open_for", lambda ws, space, **_: FakeEncoder())
+    monkeypatch.setattr(encoder_exports, "open_for", lambda ws, encoder, **_: FakeEncoder())
 
 
 @pytest.fixture
