@@ -45,7 +45,7 @@ class Config(BaseModel):
 
 Language = Literal[
     "arabic", "danish", "dutch", "english", "finnish", "french", "german", "greek", "hungarian", "italian",
-    "norwegian", "portuguese", "romanian", "russian", "spanish", "swedish", "tamil", "turkish",
+    "norwegian", "portuguese", "romanian", "russian", "spanish", "swedish", "tamil", "turkish", "zh",
 ]  # fmt: skip
 
 
@@ -67,7 +67,7 @@ class PicturesConfig(Config):
     """Where pictures may come from, and how much of one is read. By default from nowhere."""
 
     max_bytes: int = Field(20 << 20, ge=1, le=1 << 30, description="of one file")
-    max_pixels: int = Field(50_000_000, ge=1, le=250_000_000, description="of one picture; one costs up to 20 bytes")
+    max_pixels: int = Field(50_000_000, ge=1, le=250_000_000, description="of one picture; takes up to 23 bytes each")
     timeout_s: float = Field(10, gt=0, le=600, description="for the whole of fetching one picture, redirects included")
     allowed_hosts: tuple[str, ...] = Field(
         (), description="of http(s) URLs: img.example.com, .example.com (any below it), or img.example.com:8080"
@@ -77,6 +77,8 @@ class PicturesConfig(Config):
 
 class EncoderConfig(Config):
     """model: a local transformers directory, or one that comes with pip: `minilm` (English) or `e5` (100 languages).
+
+    `fitted` is the newest that `rayrec fit text` promoted in the workspace.
 
     runtime `auto` is torch in bf16 where a worker has a CUDA device and onnxruntime elsewhere. precision is that of
     onnxruntime: int8 must agree with fp32 on the catalog, or is refused.
@@ -91,11 +93,24 @@ class EncoderConfig(Config):
     passage_prefix: str | None = Field(None, max_length=200, description="before each item; None: the model's own")
 
 
+class ImagesConfig(Config):
+    """Items' pictures: an image encoder of the text encoder's space, and where pictures may be read from.
+
+    model: `fitted` for the newest that `rayrec fit images` promoted here, or one's version or directory. A picture
+    counts as unchanged while its uri is.
+    """
+
+    model: str = "fitted"
+    weight: float | None = Field(None, ge=0, description="of the picture beside the text; None: as it was fitted")
+    pictures: PicturesConfig = PicturesConfig()
+
+
 class EmbedConfig(Config):
-    """source: the catalog; None embeds the newest catalog version of the workspace."""
+    """source: the catalog; None embeds the newest catalog version of the workspace. images: also their pictures."""
 
     source: SourceConfig | None = None
     encoder: EncoderConfig = EncoderConfig()
+    images: ImagesConfig | None = None
     workers: int | None = Field(None, ge=1, description="None: one per CPU (or GPU) of the cluster")
     cpus_per_worker: float = Field(0.5, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
@@ -107,11 +122,83 @@ class IndexConfig(Config):
 
     events: SourceConfig | None = None
     encoder: EncoderConfig = EncoderConfig()
+    images: ImagesConfig | None = None
     dense: Literal["auto", "flat", "hnsw", "ivfpq"] = "auto"
     shards: int | None = Field(None, ge=1, description="None: one per 500,000 items")
     language: Language = "english"
     half_life_days: float = Field(90.0, gt=0, description="age at which a purchase counts half")
     promote: bool = True
+
+
+class TrainingConfig(Config):
+    """The loop that fits any encoder. A run is a function of its config and data: the seed draws everything."""
+
+    steps: int = Field(300, ge=1)
+    batch: int = Field(64, ge=2, description="pairs a step and worker")
+    learning_rate: float = Field(3e-4, gt=0, description="the highest; after a warm-up it falls as a cosine")
+    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps")
+    weight_decay: float = Field(0.01, ge=0)
+    max_gradient_norm: float = Field(1.0, gt=0)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    evaluate_every: int = Field(50, ge=1, description="steps; a checkpoint each")
+    patience: int = Field(3, ge=1, description="evaluations without a better one that end the run")
+    average_last: int = Field(1, ge=1, description="also try the mean of this many best states")
+    adversarial_epsilon: float = Field(0.0, ge=0, description="FGM: how far embeddings are moved against the loss")
+    seed: int = 0
+
+
+class FitTextConfig(Config):
+    """Fit the text encoder to the shop: LoRA on pairs mined from its catalog and events.
+
+    side: `query` leaves the items' vectors as they are and moves queries to them, against the whole catalog: a step
+    costs a tenth, and nothing is embedded again; `both` moves items too, against those of the batch and hard ones.
+    sources: how often each kind of pair is drawn, of title, category, attribute, description, searched and together;
+    None: title, category and searched, which read like queries, as far as the shop has data for them.
+    """
+
+    encoder: EncoderConfig = EncoderConfig()
+    training: TrainingConfig = TrainingConfig(steps=60, batch=128, learning_rate=2e-4, evaluate_every=20)
+    side: Literal["query", "both"] = "query"
+    sources: dict[str, float] | None = None
+    rank: int = Field(16, ge=1, description="of the adapter")
+    share: float = Field(0.75, gt=0, le=1, description="of the adapter that is kept: the rest stays pretrained")
+    frozen_layers: int = Field(0, ge=0, description="lowest layers that get no adapter: cheaper steps")
+    temperature: float = Field(0.05, gt=0)
+    hard_negatives: int = Field(1, ge=0, description="both: items a pair that share a word and do not fit")
+    max_tokens: int = Field(64, ge=4, description="both: of an item, while fitting")
+    word_dropout: float = Field(0.0, ge=0, lt=1, description="share of a query's words left out")
+    synonyms: dict[str, list[str]] = Field(default_factory=dict, description="word: words to put in its place")
+    synonym_share: float = Field(0.3, ge=0, le=1)
+    held_out: float = Field(0.1, gt=0, lt=1, description="share of queries that are never learned from, and judge")
+    workers: int = Field(1, ge=1)
+    cpus_per_worker: float = Field(0.5, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+
+
+class FitImagesConfig(Config):
+    """Fit an image model into the text encoder's space: picture <-> description of the catalog's items.
+
+    encoder: the text encoder whose space it is. photos: a table of image_uri and item_id, shoppers' or shelf photos of
+    items, beside the catalog's own pictures; validation_photos: those that judge, else a part is held out.
+    """
+
+    encoder: EncoderConfig = EncoderConfig()
+    backbone: str = Field("efficientnet-lite0", description="or a torchvision name, or a transformers directory")
+    weights: str | None = Field(None, description="file of the backbone's weights; None: the package's or cache's own")
+    side: int | None = Field(None, ge=32, description="pixels; None: what the weights were trained at")
+    pictures: PicturesConfig = PicturesConfig()
+    photos: str | None = None
+    validation_photos: str | None = None
+    training: TrainingConfig = TrainingConfig(
+        steps=1_000, batch=32, learning_rate=6e-4, weight_decay=0.02, evaluate_every=80, patience=5
+    )
+    trained_share: float = Field(
+        0.8, ge=0, le=1, description="of the backbone's layers, from the last; 0: projection alone"
+    )
+    held_out: float = Field(0.1, gt=0, lt=1, description="share that judges the fit")
+    workers: int = Field(1, ge=1)
+    cpus_per_worker: float = Field(0.5, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
 
 
 class FusionWeights(Config):
@@ -163,7 +250,9 @@ class ServeConfig(Config):
     deadline_ms: int = Field(5_000, ge=10, description="a request over it is answered 503")
     encode_budget_ms: int = Field(1_000, ge=1, description="a query that takes longer to encode is answered by words")
     max_in_flight: int = Field(128, ge=4, description="per gateway replica; beyond it 429")
-    max_body_bytes: int = Field(64 << 10, ge=1_024)
+    max_body_bytes: int = Field(64 << 10, ge=1_024, description="but for a search's image")
+    max_image_bytes: int = Field(6 << 20, ge=1, le=1 << 30, description="of the picture file that a search brings")
+    max_image_pixels: int = Field(24_000_000, ge=1, le=250_000_000, description="takes up to 23 bytes each, for one")
     max_depth: int = Field(16, ge=2, description="of nested JSON")
     max_batch: int = Field(16, ge=1, description="queries that are encoded together")
     cached_vectors: int = Field(2_048, ge=0, description="queries whose vector a replica keeps")

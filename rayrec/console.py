@@ -1,7 +1,7 @@
 """How results look in a terminal."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,7 +13,7 @@ from rich.text import Text
 from rayrec.answer import Answer
 
 if TYPE_CHECKING:
-    from rayrec.pipelines.embed import Progress as OnProgress
+    from rayrec.pipelines.pool import Progress as OnProgress
 
 out = Console()
 err = Console(stderr=True)
@@ -38,6 +38,20 @@ def progress_bar(title: str, *, quiet: bool = False) -> "Iterator[OnProgress | N
     with bar:
         task = bar.add_task(title, total=None, rate="-")
         yield lambda done, total, rate: bar.update(task, completed=done, total=total, rate=f"{rate:,.0f}")
+
+
+@contextlib.contextmanager
+def fit_bar() -> "Iterator[Callable[[dict[str, Any]], None]]":
+    """A bar on stderr of a fit's steps, with its loss and its score on held-out data."""
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=err) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def told(progress: dict[str, Any]) -> None:
+            text = "loss {loss:.3f}, held out {score:.4f}, best {best:.4f}".format(**progress)
+            bar.update(task, completed=progress["step"], total=progress["steps"], description=text)
+
+        yield told
 
 
 def show_error(error: Exception) -> None:

@@ -47,19 +47,33 @@ class EmbeddingStore:
 
     def lookup(self, hashes: pa.Array) -> np.ndarray:
         """float32 (B, D) in the order of `hashes`. Raises NotFound that counts the missing ones."""
-        missing = len(hashes)
-        if self.ws.names("embeddings", self.encoder_id):
-            table = self._read([CONTENT_HASH, "vector"])
-            place = pc.index_in(hashes, value_set=table.column(CONTENT_HASH))
-            missing = place.null_count
+        vectors, present = self.find(hashes)
+        missing = len(hashes) - int(present.sum())
         if missing:
             raise NotFound(
                 f"{missing} of {len(hashes)} items have no embedding by {self.encoder_id}; run 'rayrec embed'"
             )
+        return vectors
+
+    def find(self, hashes: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        """(float32 (B, D) in the order of `hashes`, zeros where there is none; bool (B,), whether there is one).
+
+        D is 0 if nothing was ever embedded.
+        """
+        if not self.ws.names("embeddings", self.encoder_id):
+            return np.empty((len(hashes), 0), np.float32), np.zeros(len(hashes), bool)
+        table = self._read([CONTENT_HASH, "vector"])
+        place = pc.index_in(hashes, value_set=table.column(CONTENT_HASH))
         vectors = table.column("vector").combine_chunks()
         if isinstance(vectors, pa.ChunkedArray):
             vectors = pa.concat_arrays(vectors.chunks)
-        return vectors.flatten().to_numpy().reshape(table.num_rows, -1)[place.to_numpy()]
+        stored = vectors.flatten().to_numpy().reshape(table.num_rows, -1)
+        present = pc.is_valid(place).to_numpy(zero_copy_only=False)
+        if present.all():
+            return stored[place.to_numpy()], present
+        out = np.zeros((len(hashes), stored.shape[1]), np.float32)
+        out[present] = stored[place.drop_null().to_numpy()]
+        return out, present
 
     def _read(self, columns: list[str]) -> pa.Table:
         try:

@@ -73,7 +73,7 @@ class Scorer:
         self.behavior = shards.behavior
         self.weights = weights
         self.versions = dict(versions)
-        self._completions = Completions.build(shards.columns, shards.behavior.popularity)
+        self._completions = Completions.build(shards.columns, shards.behavior.popularity, shards.analyzer.starts)
 
     # -- search -----------------------------------------------------------------------------------
 
@@ -148,9 +148,7 @@ class Scorer:
         def words() -> str:
             text = " ".join(str(v) for v in (record["title"], record["brand"], record["description"]) if v)
             text += " " + " ".join(v for v in [*(record["category"] or []), *record["attributes"].values()] if v)
-            there = set(self._shards.terms(text))
-            found = [w for w in query.split() if there.intersection(self._shards.terms(w))]
-            return "says " + ", ".join(f"'{word}'" for word in dict.fromkeys(found))
+            return "says " + ", ".join(f"'{word}'" for word in self._shards.analyzer.shared(query, text))
 
         return reasons(
             parts,

@@ -27,6 +27,7 @@ class ImageEncoder(Protocol):
 
     id: EncoderId
     dim: int
+    preprocess: "Preprocess"
 
     def encode(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """float32 (B, D), each row L2-normalised. pictures: uint8 (H, W, 3) RGB, of any sizes."""

@@ -33,9 +33,9 @@ _PROBES = [
 ]
 
 
-def variant(config: EncoderConfig) -> str:
-    """The variant that a config's export is."""
-    return f"onnx-{config.precision}"
+def variant(model: TextModel, precision: str) -> str:
+    """The variant that an export of a model is."""
+    return f"onnx-{precision}" + (f"-{model.fitted}" if model.fitted else "")
 
 
 def export(config: EncoderConfig, directory: Path) -> None:
@@ -87,7 +87,7 @@ def write_export(model: TextModel, module: Any, precision: str, directory: Path)
     tokenizer.save(str(directory / "tokenizer.json"))
     said = {
         "space": model.space,
-        "variant": f"onnx-{precision}",
+        "variant": variant(model, precision),
         "dim": dim,
         "max_tokens": model.max_tokens,
         "prefixes": model.prefixes,

@@ -25,6 +25,8 @@ _POOLING_KEYS = {
     "pooling_mode_lasttoken": "last",
 }
 _SPACE_FILES = ("config.json", "tokenizer.json", "vocab.txt", "merges.txt", "spiece.model")
+FITTED_FILE = "rayrec.json"
+"""In a fitted model's directory: the space that it maps queries into, and how it was made."""
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -34,7 +36,8 @@ class TextModel:
 
     pooling: how token vectors become one: mean, cls, max or last. max_tokens: where texts are cut.
     prefixes: what goes before a text of each role (E5 and its kin were trained with `query: ` and `passage: `).
-    space: the model's name and a hash of weights, tokenizer, pooling, prefixes and cut.
+    space: the model's name and a hash of weights, tokenizer, pooling, prefixes and cut. fitted: of a model that was
+    fitted to map queries into the space of another, which is then its space: what tells it from that one.
     """
 
     directory: Path
@@ -42,6 +45,7 @@ class TextModel:
     max_tokens: int
     prefixes: dict[Role, str]
     space: str
+    fitted: str = ""
 
     @classmethod
     def of(cls, config: EncoderConfig) -> "TextModel":
@@ -87,6 +91,9 @@ class TextModel:
                         digest.update(chunk)
         name = model if "/" not in model else directory.name
         slug = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
+        said = _json(directory / FITTED_FILE)
+        if said is not None:
+            return cls(directory, pooling, cut, prefixes, said["space"], f"{said['how']}-{digest.hexdigest()}")
         return cls(directory, pooling, cut, prefixes, f"{slug}-{digest.hexdigest()}")
 
 

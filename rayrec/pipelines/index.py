@@ -16,14 +16,16 @@ import pyarrow.compute as pc
 import ray
 
 from rayrec import encoder_exports
-from rayrec.config import IndexConfig, SourceConfig
+from rayrec.config import ImagesConfig, IndexConfig, SourceConfig
 from rayrec.data import catalog, complete_journey, events, readers
 from rayrec.embedding_store import EmbeddingStore
 from rayrec.encoders.base import EncoderId
-from rayrec.errors import NotFound
+from rayrec.encoders.item import fuse
+from rayrec.errors import IncompatibleArtifact, NotFound
 from rayrec.files import open_filesystem
 from rayrec.pipelines.cluster import connected
 from rayrec.pipelines.embed import save_quarantine
+from rayrec.pipelines.embed_pictures import picture_hashes
 from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.retrieval.shards import attribute_words, build_shard, shard_name, shard_rows
 from rayrec.schema import CONTENT_HASH, EVENTS, ITEMS
@@ -59,15 +61,24 @@ def index(config: IndexConfig, ws: Workspace, *, address: str | None = None) -> 
     if catalog_version is None:
         raise NotFound(f"no catalog in {ws.uri} yet; run 'rayrec embed' first")
     events_version, quarantined, duplicates = load_events(config.events, ws)
-    encoder_id = find_embeddings(config, ws, catalog_version)
-    export = encoder_exports.ensure(ws, config.encoder)
+    items_by, queries_by = encoder_exports.resolve(ws, config.encoder)
+    space = encoder_exports.encoder_id(items_by).space
+    queries_id = encoder_exports.encoder_id(queries_by)
+    if queries_id.space != space:
+        raise IncompatibleArtifact(
+            f"{config.encoder.model} maps queries into {queries_id.space}, items are encoded into {space}; "
+            "use the max_tokens and prefixes it was fitted with"
+        )
+    encoder_id = find_embeddings(space, ws, catalog_version)
+    export = encoder_exports.ensure(ws, queries_by)
+    images = None if config.images is None else find_pictures(config.images, ws, space)
     n = ws.manifest("catalog", catalog_version)["counts"]["items"]
     shards = config.shards or -(-n // ROWS_PER_SHARD)
     with connected(address), ws.stage("indexes") as staged:
         shard_task = ray.remote(num_cpus=1)(_shard_task)
         behavior_task = ray.remote(num_cpus=1)(_behavior_task)
         tasks = [
-            shard_task.remote(ws.uri, staged.version, catalog_version, encoder_id, shard, shards, config)
+            shard_task.remote(ws.uri, staged.version, catalog_version, encoder_id, shard, shards, config, images)
             for shard in range(shards)
         ]
         behavior = behavior_task.remote(ws.uri, staged.version, catalog_version, events_version, config.half_life_days)
@@ -83,11 +94,12 @@ def index(config: IndexConfig, ws: Workspace, *, address: str | None = None) -> 
                 "encoder": {
                     "space": EncoderId.parse(encoder_id).space,
                     "id": encoder_id,
-                    "query_id": str(encoder_exports.encoder_id(config.encoder)),
+                    "query_id": str(queries_id),
                     "export": export,
                     "dim": built[0]["dim"],
+                    "images": images,
                 },
-                "counts": {"items": n, "events": counted},
+                "counts": {"items": n, "events": counted, "pictures": sum(b["pictures"] for b in built)},
                 "shards": shards,
                 "dense": [b["dense"] for b in built],
                 "log_offset": 0,  # of the live log that this base contains; nothing is live yet
@@ -131,10 +143,23 @@ def publish_events(table: pa.Table, source: SourceConfig, ws: Workspace) -> str:
         return staged.publish({"config": source.model_dump(), "counts": {"events": table.num_rows}})
 
 
-def find_embeddings(config: IndexConfig, ws: Workspace, catalog_version: str) -> str:
-    """The encoder id, of the config's space, whose vectors cover the catalog. Raises NotFound if none does."""
-    space = encoder_exports.encoder_id(config.encoder).space
-    found = [name for name in ws.names("embeddings") if EncoderId.parse(name).space == space]
+def find_pictures(config: ImagesConfig, ws: Workspace, space: str) -> dict[str, Any]:
+    """What the index's manifest says of pictures: the image encoder, whose vectors, and what they weigh."""
+    export = encoder_exports.find_images(ws, config.model, space)
+    manifest = ws.manifest("encoders", export)
+    tower = manifest["encoder"]["id"].removesuffix("-fp32")
+    ids = [name for name in ws.names("embeddings") if name.rpartition("-")[0] == tower]
+    if not ids:
+        raise NotFound(f"no picture was embedded by {tower} in {ws.uri}; run 'rayrec embed' with images")
+    most = max(ids, key=lambda name: len(EmbeddingStore(ws, name).present()))
+    weight = manifest["image_weight"] if config.weight is None else config.weight
+    return {"export": export, "id": most, "weight": weight}
+
+
+def find_embeddings(space: str, ws: Workspace, catalog_version: str) -> str:
+    """The encoder id of a text space whose vectors cover the catalog. Raises NotFound if none does."""
+    ids = [EncoderId.parse(name) for name in ws.names("embeddings")]
+    found = [str(id) for id in ids if id.space == space and not id.variant.startswith(encoder_exports.PHOTOS)]
     if not found:
         raise NotFound(f"no embeddings of space {space} in {ws.uri}; run 'rayrec embed' with the same encoder")
     needed = pc.unique(ws.read_parquet("catalog", catalog_version, columns=[CONTENT_HASH]).column(CONTENT_HASH))
@@ -158,13 +183,24 @@ def fitting_model(ws: Workspace, encoder_id: str) -> str | None:
 
 
 def _shard_task(
-    ws_uri: str, version: str, catalog_version: str, encoder_id: str, shard: int, shards: int, config: IndexConfig
+    ws_uri: str,
+    version: str,
+    catalog_version: str,
+    encoder_id: str,
+    shard: int,
+    shards: int,
+    config: IndexConfig,
+    images: dict[str, Any] | None,
 ) -> dict[str, Any]:
     ws = Workspace.open(ws_uri, create=False)
     items = ws.read_parquet("catalog", catalog_version)
     mine = items.take(pa.array(shard_rows(items.num_rows, shard, shards)))
     hashes = mine.column(CONTENT_HASH).combine_chunks()
-    vectors = EmbeddingStore(ws, encoder_id).lookup(hashes)
+    vectors, pictured = EmbeddingStore(ws, encoder_id).lookup(hashes), 0
+    if images is not None:
+        keys = picture_hashes(mine.column("image_uri").combine_chunks())
+        pictures, there = EmbeddingStore(ws, images["id"]).find(keys)
+        vectors, pictured = fuse(vectors, pictures, images["weight"]), int(there.sum())
     with tempfile.TemporaryDirectory(prefix="rayrec-shard-") as local:
         kind = build_shard(
             Path(local),
@@ -175,7 +211,7 @@ def _shard_task(
             language=config.language,
         )
         Staged(ws, "indexes", version).upload(Path(local), shard_name(shard))
-    return {"dense": kind, "dim": int(vectors.shape[1])}
+    return {"dense": kind, "dim": int(vectors.shape[1]), "pictures": pictured}
 
 
 def _behavior_task(

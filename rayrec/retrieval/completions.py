@@ -5,11 +5,12 @@
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from rayrec.retrieval.analyzers import after_spaces, normal
 from rayrec.retrieval.filters import ItemColumns
 
 _MAX_PHRASES = 100_000
@@ -27,21 +28,23 @@ class Completion:
 
 
 class Completions:
-    """Phrases by weight, sorted by each of their word starts."""
+    """Phrases by weight, sorted by each of their word starts. word_starts: where in a phrase words begin."""
 
-    def __init__(self, weights: Mapping[str, float]):
+    def __init__(self, weights: Mapping[str, float], word_starts: Callable[[str], list[int]] = after_spaces):
         ranked = sorted(weights.items(), key=lambda pair: (-pair[1], pair[0]))[:_MAX_PHRASES]
         self._phrases = [Completion(text, weight) for text, weight in ranked]
         starts = []
         for place, (text, _) in enumerate(ranked):
-            words = text.casefold().split(" ")
-            starts += [(" ".join(words[i:]), place) for i in range(len(words))]
+            typed = normal(text)
+            starts += [(typed[start:], place) for start in word_starts(typed)]
         starts.sort()
         self._starts = [start for start, _ in starts]
         self._places = np.array([place for _, place in starts], np.int32)
 
     @classmethod
-    def build(cls, columns: ItemColumns, popularity: np.ndarray) -> "Completions":
+    def build(
+        cls, columns: ItemColumns, popularity: np.ndarray, word_starts: Callable[[str], list[int]] = after_spaces
+    ) -> "Completions":
         """From titles, brands and last category names; popularity float32 (N,) of the items that bear them."""
         weights: dict[str, float] = {}
         names = [columns.items.column(name).to_pylist() for name in ("title", "brand", "category")]
@@ -50,11 +53,11 @@ class Completions:
                 if text and len(text) <= _MAX_CHARS:
                     phrase = " ".join(text.replace(",", " ").split()).lower()
                     weights[phrase] = weights.get(phrase, 0.0) + wanted + 1e-3
-        return cls(weights)
+        return cls(weights, word_starts)
 
     def complete(self, prefix: str, k: int) -> list[Completion]:
         """The k weightiest phrases with a word that starts so; for very short prefixes among the first 5,000."""
-        start = " ".join(prefix.casefold().split())
+        start = " ".join(normal(prefix).split())
         if not start:
             return []
         low = bisect_left(self._starts, start)

@@ -12,9 +12,10 @@ import tantivy
 from cachetools import LRUCache
 
 from rayrec.errors import IncompatibleArtifact
+from rayrec.retrieval.analyzers import analyzer
 from rayrec.retrieval.base import top_k
 
-_ANALYZER = "words"
+_TOKENIZER = "words"
 # nDCG@10 on chorus_icecat: text alone .781, attributes at .1 .790, at .2 .792, at .4 .774, in the text .757
 _ATTRIBUTES_BOOST = 0.2
 _HEAP_BYTES = 128 << 20
@@ -24,16 +25,8 @@ _KEPT_BYTES = 64 << 20
 def _schema() -> tantivy.Schema:
     builder = tantivy.SchemaBuilder()
     builder.add_unsigned_field("row", stored=False, indexed=True, fast=True)
-    builder.add_text_field("text", tokenizer_name=_ANALYZER)
-    builder.add_text_field("attributes", tokenizer_name=_ANALYZER)
-    return builder.build()
-
-
-def _analyzer(language: str) -> tantivy.TextAnalyzer:
-    filters = tantivy.Filter
-    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
-    for each in (filters.remove_long(60), filters.lowercase(), filters.ascii_fold(), filters.stemmer(language)):
-        builder = builder.filter(each)
+    builder.add_text_field("text", tokenizer_name=_TOKENIZER)
+    builder.add_text_field("attributes", tokenizer_name=_TOKENIZER)
     return builder.build()
 
 
@@ -41,8 +34,8 @@ class LexicalIndex:
     """One shard's words."""
 
     def __init__(self, index: tantivy.Index, language: str):
-        self._analyzer = _analyzer(language)
-        index.register_tokenizer(_ANALYZER, self._analyzer)
+        self.analyzer = analyzer(language)
+        index.register_tokenizer(_TOKENIZER, self.analyzer.tokenizer)
         index.reload()
         self._index = index
         self._schema = index.schema
@@ -53,14 +46,15 @@ class LexicalIndex:
 
     @classmethod
     def build(cls, directory: Path, texts: Sequence[str], attributes: Sequence[str], language: str = "english") -> None:
-        """Write an index of one document per position into `directory`. language: of the stemmer."""
+        """Write an index of one document per position into `directory`. Raises NotFound as `analyzer` does."""
         directory.mkdir(parents=True, exist_ok=True)
         schema = _schema()
         index = tantivy.Index(schema, path=str(directory))
-        index.register_tokenizer(_ANALYZER, _analyzer(language))
+        read = analyzer(language)
+        index.register_tokenizer(_TOKENIZER, read.tokenizer)
         writer = index.writer(heap_size=_HEAP_BYTES, num_threads=1)
         for row, (text, words) in enumerate(zip(texts, attributes, strict=True)):
-            document = {"row": row, "text": text, "attributes": words}
+            document = {"row": row, "text": read.indexed(text), "attributes": read.indexed(words)}
             writer.add_document(tantivy.Document.from_dict(document, schema))
         writer.commit()
         writer.wait_merging_threads()
@@ -69,7 +63,7 @@ class LexicalIndex:
 
     @classmethod
     def load(cls, directory: Path, language: str = "english") -> "LexicalIndex":
-        """Raises IncompatibleArtifact if `directory` holds no index of ours."""
+        """Raises IncompatibleArtifact if `directory` holds no index of ours, NotFound as `analyzer` does."""
         try:
             if not tantivy.Index.exists(str(directory)):  # opening would make an empty one here
                 raise ValueError("no index there")
@@ -78,8 +72,8 @@ class LexicalIndex:
             raise IncompatibleArtifact(f"{directory}: not a readable tantivy index ({error})") from error
 
     def terms(self, query: str) -> list[str]:
-        """The distinct stems of a query, in its order."""
-        return list(dict.fromkeys(self._analyzer.analyze(query)))
+        """The distinct words that a query asks for, in its order."""
+        return self.analyzer.terms(query)
 
     def match(self, query: str, limit: int) -> tuple[np.ndarray, np.ndarray, bool]:
         """(positions int64 ascending, BM25 float32, complete): all items that share a word, or the `limit` best.
@@ -97,7 +91,7 @@ class LexicalIndex:
         return positions, scores[positions], True
 
     def _postings(self, term: str) -> tuple[np.ndarray, np.ndarray]:
-        """(positions int32, BM25 float32) of the items with one stem; BM25 is a sum over stems, so these add up.
+        """(positions int32, BM25 float32) of the items with one term; BM25 is a sum over terms, so these add up.
 
         tantivy hands out hits as Python objects, which took half of a search's time (15,000 items, 4,300 matches a
         query: 3.0 ms, from kept postings 0.1 ms). Words recur, so what is decoded is kept.

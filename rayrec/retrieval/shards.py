@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from rayrec.errors import IncompatibleArtifact
 from rayrec.retrieval import hybrid
+from rayrec.retrieval.analyzers import Analyzer
 from rayrec.retrieval.base import Found, Hits, Probe, merge_top_k
 from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.retrieval.dense import DenseIndex
@@ -128,9 +129,10 @@ class Shards:
         """What each shard has for a probe."""
         return [shard.find([probe])[0] for shard in self._shards]
 
-    def terms(self, text: str) -> list[str]:
-        """The stems the word index keeps of `text`."""
-        return self._shards[0].lexical.terms(text)
+    @property
+    def analyzer(self) -> Analyzer:
+        """How the word index reads a text."""
+        return self._shards[0].lexical.analyzer
 
     def nearest(self, query: np.ndarray, k: int, allowed: np.ndarray | None = None) -> np.ndarray:
         """Rows of the k items nearest to one query vector (D,), best first. allowed: bool (N,)."""

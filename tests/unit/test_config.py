@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rayrec.config import Config, EmbedConfig, FusionWeights, IndexConfig, SourceConfig
+from rayrec.config import Config, EmbedConfig, FitImagesConfig, FitTextConfig, FusionWeights, IndexConfig, SourceConfig
 from rayrec.errors import NotFound, SchemaError
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,15 @@ def test_a_directory_or_a_binary_file_is_no_config(tmp_path: Path) -> None:
         EmbedConfig.load(tmp_path / "a.bin")
 
 
-@pytest.mark.parametrize(("name", "kind"), [("embed", EmbedConfig), ("index", IndexConfig)])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("embed", EmbedConfig),
+        ("index", IndexConfig),
+        ("fit_text", FitTextConfig),
+        ("fit_images", FitImagesConfig),
+    ],
+)
 def test_the_example_configs_load_and_name_every_key(name: str, kind: type[Config]) -> None:
     config = kind.load(ROOT / "jobs" / "configs" / f"{name}.yaml")
     assert config.model_fields_set == kind.model_fields.keys()

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 LAYERS = {
     "contracts": {"schema", "config", "errors"},
     "storage": {"files", "workspace", "embedding_store", "store"},
-    "domain": {"data", "encoders", "retrieval", "ranking", "models", "evaluation"},
-    "engine": {"engine", "scorer", "request", "answer", "encoder_exports"},
+    "domain": {"data", "encoders", "fitting", "retrieval", "ranking", "models", "evaluation"},
+    "engine": {"engine", "scorer", "request", "answer", "photo", "encoder_exports"},
     "pipelines": {"pipelines"},
     "serving": {"serving"},
     "entry": {"__init__", "cli", "demo", "console", "doctor", "jobs"},

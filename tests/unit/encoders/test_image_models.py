@@ -11,7 +11,7 @@ from rayrec.errors import IncompatibleArtifact, NotFound, SchemaError
 
 torch = pytest.importorskip("torch")
 from rayrec.encoders import image_models  # noqa: E402
-from rayrec.encoders.image_models import ImageModel, Tower, TorchImageEncoder  # noqa: E402
+from rayrec.encoders.image_models import ImageModel, TorchImageEncoder, Tower  # noqa: E402
 
 pytestmark = pytest.mark.model
 

@@ -4,7 +4,8 @@ import pytest
 
 from rayrec.config import EmbedConfig, EncoderConfig
 from rayrec.encoders.base import EncoderId
-from rayrec.pipelines.embed import choose_encoder, placeable
+from rayrec.pipelines.embed import choose_encoder
+from rayrec.pipelines.pool import placeable
 
 
 @pytest.mark.parametrize(

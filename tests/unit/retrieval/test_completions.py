@@ -1,5 +1,6 @@
 import numpy as np
 
+from rayrec.retrieval.analyzers import analyzer
 from rayrec.retrieval.completions import Completions
 from rayrec.retrieval.filters import ItemColumns
 from tests.fakes import make_items
@@ -33,3 +34,11 @@ def test_titles_brands_and_last_categories_weigh_what_their_items_do():
     assert _texts(completions, "pi") == ["pizza", "thin pizza 12 oz", "thick pizza"]
     assert _texts(completions, "acm") == ["acme"]
     assert _texts(completions, "fo") == ["food"]
+
+
+def test_chinese_is_completed_from_any_word_in_any_width():
+    weights = {"磁吸手机壳 iphone15": 2.0, "手机支架": 1.0, "耳机": 3.0}
+    completions = Completions(weights, analyzer("zh").starts)
+    assert _texts(completions, "手机") == ["磁吸手机壳 iphone15", "手机支架"]
+    assert _texts(completions, "手机壳") == _texts(completions, "ｉＰｈｏｎｅ") == ["磁吸手机壳 iphone15"]
+    assert _texts(completions, "机") == []

@@ -118,3 +118,67 @@ def test_a_damaged_index_is_refused(tmp_path):
     (tmp_path / "meta.json").write_text("{")
     with pytest.raises(IncompatibleArtifact, match=str(tmp_path)):
         LexicalIndex.load(tmp_path)
+
+
+# -- Chinese --------------------------------------------------------------------------------------
+
+CHINESE = [
+    "磁吸透明手机壳 适用苹果15ProMax 防摔",
+    "红米K70手机套 军工级防摔保护壳",
+    "手机支架桌面懒人 铝合金",
+    "麦饭石不粘锅炒锅 家用32cm",
+    "空气炸锅 无油薯条烤鸡翅",
+    "Type-C数据线 65W快充 iPhone 15",
+    "透明螢幕保護貼",
+]
+
+
+@pytest.fixture(scope="module")
+def chinese(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("chinese")
+    LexicalIndex.build(directory, CHINESE, ["颜色透明", "", "", "", "", "", ""], "zh")
+    return LexicalIndex.load(directory, "zh")
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("手机壳", [0, 1, 2]),
+        ("手机", [0, 1, 2]),
+        ("壳", [0, 1]),
+        ("锅", [3, 4]),
+        ("鸡翅", [4]),
+        ("螢幕", [6]),
+        ("荧幕", []),
+        ("typec", [5]),
+        ("TYPE-C", [5]),
+        ("ｉＰｈｏｎｅ１５", [0, 5]),
+        ("65w", [5]),
+        ("65 W 的", [5]),
+        ("耳机", []),
+        ("的", []),
+    ],
+)
+def test_chinese_is_found_by_word_character_and_latin_name(chinese, query, found):
+    assert sorted(_found(chinese, query)) == found
+
+
+def test_more_of_a_chinese_word_scores_higher(chinese):
+    assert _found(chinese, "手机壳")[2] == 2  # the holder has no 壳
+
+
+@pytest.mark.parametrize("query", ['"手机', "手机*", "+手机", "text:手机", "手机 AND", "(手机", "手机~2", "【手机】"])
+def test_query_syntax_around_chinese_is_only_words(chinese, query):
+    assert {0, 1, 2} <= set(_found(chinese, query))
+
+
+def test_a_score_of_a_chinese_word_is_bm25_too(tmp_path):
+    LexicalIndex.build(tmp_path, ["红", "蓝", "蓝"], ["", "", ""], "zh")
+    _, scores, _ = LexicalIndex.load(tmp_path, "zh").match("红", 10)
+    assert scores.tolist() == pytest.approx([math.log(1 + 2.5 / 1.5)])  # as above: one of three, of average length
+
+
+def test_chinese_attributes_count_a_fifth_of_text(tmp_path):
+    LexicalIndex.build(tmp_path, ["红", "蓝"], ["蓝", "红"], "zh")
+    _, scores, _ = LexicalIndex.load(tmp_path, "zh").match("红", 10)
+    assert scores[1] / scores[0] == pytest.approx(0.2)

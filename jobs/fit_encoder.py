@@ -1,0 +1,37 @@
+r"""Fit an encoder on the cluster this job was submitted to, with Ray Train.
+
+    ray job submit --working-dir . -- \
+        python jobs/fit_encoder.py text --workspace s3://shop/ws --config jobs/configs/fit_text.yaml
+
+The last line is the summary as JSON. A job that died continues from its last evaluation when it is repeated.
+"""
+
+import argparse
+import json
+
+from rayrec.config import FitImagesConfig, FitTextConfig
+from rayrec.pipelines.fit_images import fit_images
+from rayrec.pipelines.fit_text import fit_text
+from rayrec.workspace import Workspace
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["text", "images"])
+    parser.add_argument("--workspace", required=True, help="directory or URI that every node reaches")
+    parser.add_argument("--config", help="YAML, see jobs/configs/fit_text.yaml and fit_images.yaml")
+    args = parser.parse_args()
+    ws = Workspace.open(args.workspace, create=False)
+
+    def tell(progress: dict[str, object]) -> None:
+        print(json.dumps(progress), flush=True)
+
+    if args.what == "text":
+        summary = fit_text(FitTextConfig.load(args.config), ws, address="auto", on_progress=tell)
+    else:
+        summary = fit_images(FitImagesConfig.load(args.config), ws, address="auto", on_progress=tell)
+    print(json.dumps(summary.to_dict()))
+
+
+if __name__ == "__main__":
+    main()
