@@ -161,7 +161,7 @@ class FitTextConfig(Config):
     side: Literal["query", "both"] = "query"
     sources: dict[str, float] | None = None
     rank: int = Field(16, ge=1, description="of the adapter")
-    share: float = Field(0.75, gt=0, le=1, description="of the adapter that is kept: the rest stays pretrained")
+    share: float = Field(0.5, gt=0, le=1, description="of the adapter that is kept: the rest stays pretrained")
     frozen_layers: int = Field(0, ge=0, description="lowest layers that get no adapter: cheaper steps")
     temperature: float = Field(0.05, gt=0)
     hard_negatives: int = Field(1, ge=0, description="both: items a pair that share a word and do not fit")
@@ -170,6 +170,24 @@ class FitTextConfig(Config):
     synonyms: dict[str, list[str]] = Field(default_factory=dict, description="word: words to put in its place")
     synonym_share: float = Field(0.3, ge=0, le=1)
     held_out: float = Field(0.1, gt=0, lt=1, description="share of queries that are never learned from, and judge")
+    workers: int = Field(1, ge=1)
+    cpus_per_worker: float = Field(0.5, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+
+
+class TrimConfig(Config):
+    """Fewer layers for queries: a student of the text encoder, or of the fitted one, taught on the shop's words.
+
+    Published in int8; refused if it does not rank as the whole encoder does.
+    """
+
+    encoder: EncoderConfig = EncoderConfig()
+    training: TrainingConfig = TrainingConfig(
+        steps=600, batch=128, learning_rate=3e-4, evaluate_every=100, patience=3, dropout=0
+    )
+    layers: int = Field(5, ge=1, description="that stay")
+    max_tokens: int = Field(32, ge=4, description="of a query, while learning")
+    held_out: float = Field(0.1, gt=0, lt=1, description="share of queries that judge")
     workers: int = Field(1, ge=1)
     cpus_per_worker: float = Field(0.5, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
@@ -190,7 +208,7 @@ class FitImagesConfig(Config):
     photos: str | None = None
     validation_photos: str | None = None
     training: TrainingConfig = TrainingConfig(
-        steps=1_000, batch=32, learning_rate=6e-4, weight_decay=0.02, evaluate_every=80, patience=5
+        steps=1_000, batch=32, learning_rate=2e-4, weight_decay=0.02, evaluate_every=100, patience=5
     )
     trained_share: float = Field(
         0.8, ge=0, le=1, description="of the backbone's layers, from the last; 0: projection alone"

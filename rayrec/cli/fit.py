@@ -55,6 +55,27 @@ def images(
     _tell(summary, "set 'images: {model: fitted}' in the embed and index configs and run both", as_json)
 
 
+@command(fit_app)
+def trimmed(
+    workspace: WorkspaceOption, config: ConfigOption = None, address: AddressOption = None, as_json: JsonOption = False
+) -> None:
+    """Teach a text encoder of fewer layers to stand in for queries, and judge it in int8.
+
+    Afterwards set `encoder: {model: fitted, precision: int8}` in the index config and run 'rayrec index'.
+    """
+    from rayrec.config import TrimConfig
+    from rayrec.pipelines.fit_trimmed import fit_trimmed
+    from rayrec.workspace import Workspace
+
+    with _progress(as_json) as told:
+        summary = fit_trimmed(
+            TrimConfig.load(config), Workspace.open(workspace, create=False), address=address, on_progress=told
+        )
+    _tell(
+        summary, "set 'encoder: {model: fitted, precision: int8}' in the index config and run 'rayrec index'", as_json
+    )
+
+
 def _tell(summary: "FitSummary", remedy: str, as_json: bool) -> None:
     print_values(summary.to_dict(), as_json)
     if not as_json:

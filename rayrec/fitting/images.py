@@ -89,7 +89,7 @@ class ImageTask:
 
     def _start(self) -> None:
         """The projection by ridge regression from the photos' features to their items' text vectors."""
-        features = torch.cat([self._tower.backbone(batch).float() for batch in self._batches(self._learned())]).double()
+        features = self._apply(self._tower.backbone, self._learned()).double()
         rows = torch.tensor([row for _, row in self._learned()], device=self._device)
         targets = self._texts[rows].double()
         middle, goal = features.mean(0), targets.mean(0)
@@ -105,13 +105,17 @@ class ImageTask:
     def _learned(self) -> Photos:
         return self._photos or [(uri, row) for row, uri in sorted(self._pictures.items())]
 
-    @torch.inference_mode()
-    def _batches(self, photos: Photos, size: int = 32) -> Any:
+    @torch.no_grad()
+    def _apply(self, module: nn.Module, photos: Photos, size: int = 32) -> torch.Tensor:
+        """float32 (len(photos), F) of a part of the tower, without gradients."""
         self.module.eval()
+        found = []
         for first in range(0, len(photos), size):
             images = [self._read(uri) for uri, _ in photos[first : first + size]]
+            pixels = torch.from_numpy(self.model.preprocess.apply(images)).to(self._device)
             with torch.autocast(self._device, torch.bfloat16, enabled=half_pays(self._device)):
-                yield torch.from_numpy(self.model.preprocess.apply(images)).to(self._device)
+                found.append(module(pixels.contiguous(memory_format=torch.channels_last)).float())
+        return torch.cat(found)
 
     def groups(self, rate: float) -> list[dict[str, Any]]:
         own = [*self._tower.projection.parameters(), self._scale]
@@ -179,7 +183,7 @@ class ImageTask:
 
     def vectors(self, photos: Photos) -> np.ndarray:
         """float32 (len(photos), D)."""
-        return torch.cat([self._tower(batch).float() for batch in self._batches(photos)]).cpu().numpy()
+        return self._apply(self._tower, photos).cpu().numpy()
 
     def items(self, image_weight: float) -> np.ndarray:
         """float32 (N, D): text and picture, with what the tower makes of the pictures now."""

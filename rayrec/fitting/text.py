@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ CANDIDATES = 50_000
 JUDGED_ITEMS, JUDGED_QUERIES = 2_000, 400
 SHORT = ("title", "category", "searched")
 """Sources of what reads like a query."""
-_BESIDE_WEIGHTS = ("*token*", "vocab.*", "merges.txt", "spiece.model", "*sentence*.json", "modules.json", "*_Pooling")
+BESIDE_WEIGHTS = ("*token*", "vocab.*", "merges.txt", "spiece.model", "*sentence*.json", "modules.json", "*_Pooling")
 
 
 class TextTask:
@@ -119,8 +120,7 @@ class TextTask:
         raise SchemaError(f"held_out: {self._config.held_out} leaves no query to learn from; lower it")
 
     def _held(self, query: str) -> bool:
-        digest = hashlib.blake2b(" ".join(words(query)).encode(), digest_size=4).digest()
-        return int.from_bytes(digest, "little") < self._config.held_out * 2**32
+        return held_out(query, self._config.held_out)
 
     def _to_catalog(self, pairs: list[Pair], queries: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         n = len(self._vectors)
@@ -149,17 +149,9 @@ class TextTask:
             query = augment.replace_words(query, config.synonyms, config.synonym_share, rng)
         return augment.drop_words(query, config.word_dropout, rng) if config.word_dropout else query
 
-    def _encode(self, texts: list[str], role: Role, batch: int = 32) -> torch.Tensor:
-        """Unit (B, D) with gradients; in batches of like length, for padding costs as much as words."""
-        encodings = self._tokenizer.encode_batch([self._model.prefixes[role] + text for text in texts])
-        batches = by_length([len(e.ids) for e in encodings], batch)
-        found = []
-        for rows in batches:
-            ids, mask = (torch.from_numpy(a).to(self._device) for a in pad([encodings[i] for i in rows]))
-            with torch.autocast(self._device, torch.bfloat16, enabled=half_pays(self._device)):
-                found.append(self.module(ids, mask).float())
-        back = np.argsort(np.concatenate(batches))
-        return torch.cat(found)[torch.from_numpy(back).to(self._device)]
+    def _encode(self, texts: list[str], role: Role) -> torch.Tensor:
+        """Unit (B, D), with gradients while training."""
+        return encode(self.module, self._tokenizer, [self._model.prefixes[role] + t for t in texts], self._device)
 
     # -- held-out queries -------------------------------------------------------------------------
 
@@ -217,13 +209,32 @@ class TextTask:
         self.module.backbone.save_pretrained(directory / ADAPTER)
         merged = directory / f"{self._model.space.rpartition('-')[0]}-fitted"
         self.module.backbone.merge_and_unload().save_pretrained(merged)
-        for pattern in _BESIDE_WEIGHTS:
+        for pattern in BESIDE_WEIGHTS:
             for source in self._model.directory.glob(pattern):
                 copy = shutil.copytree if source.is_dir() else shutil.copy
                 copy(source, merged / source.name)
         if self._config.side == "query":
             (merged / FITTED_FILE).write_text(json.dumps({"space": self._model.space, "how": "query"}))
         return merged
+
+
+def encode(module: nn.Module, tokenizer: Any, texts: Sequence[str], device: str, batch: int = 32) -> torch.Tensor:
+    """Unit (B, D) with gradients; in batches of like length, for padding costs as much as words."""
+    encodings = tokenizer.encode_batch(list(texts))
+    batches = by_length([len(e.ids) for e in encodings], batch)
+    found = []
+    for rows in batches:
+        ids, mask = (torch.from_numpy(a).to(device) for a in pad([encodings[i] for i in rows]))
+        with torch.autocast(device, torch.bfloat16, enabled=half_pays(device)):
+            found.append(module(ids, mask).float())
+    back = np.argsort(np.concatenate(batches))
+    return torch.cat(found)[torch.from_numpy(back).to(device)]
+
+
+def held_out(query: str, share: float) -> bool:
+    """Whether a query is of the share that judges: by its words, so that it is so in every run."""
+    digest = hashlib.blake2b(" ".join(words(query)).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") < share * 2**32
 
 
 def _layer(name: str) -> int:

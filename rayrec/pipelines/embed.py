@@ -25,6 +25,7 @@ from rayrec.encoders.base import Encoder, EncoderId
 from rayrec.encoders.text import TextModel, TorchTextEncoder
 from rayrec.errors import NotFound
 from rayrec.files import open_filesystem
+from rayrec.pipelines import fidelity
 from rayrec.pipelines.cluster import connected
 from rayrec.pipelines.embed_pictures import PicturesSummary, embed_pictures
 from rayrec.pipelines.pool import Progress, hashes_of, run_blocks, tally, worker_name
@@ -65,6 +66,7 @@ def embed(
     with ThreadPoolExecutor(1) as aside:  # a first export takes 15 s of one core: meanwhile rows load, Ray starts
         export = aside.submit(encoder_exports.ensure, ws, items_by)
         version, quarantined = load_catalog(config.source, ws)
+        fidelity.check(ws, items_by, ws.read_parquet("catalog", version))
         with connected(address):
             embedded, reused, encoder_id, per_worker, busy = embed_catalog(
                 config, ws, version, export.result(), on_progress

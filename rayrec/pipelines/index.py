@@ -23,6 +23,7 @@ from rayrec.encoders.base import EncoderId
 from rayrec.encoders.item import fuse
 from rayrec.errors import IncompatibleArtifact, NotFound
 from rayrec.files import open_filesystem
+from rayrec.pipelines import fidelity
 from rayrec.pipelines.cluster import connected
 from rayrec.pipelines.embed import save_quarantine
 from rayrec.pipelines.embed_pictures import picture_hashes
@@ -70,6 +71,7 @@ def index(config: IndexConfig, ws: Workspace, *, address: str | None = None) -> 
             "use the max_tokens and prefixes it was fitted with"
         )
     encoder_id = find_embeddings(space, ws, catalog_version)
+    fidelity.check(ws, queries_by, ws.read_parquet("catalog", catalog_version))
     export = encoder_exports.ensure(ws, queries_by)
     images = None if config.images is None else find_pictures(config.images, ws, space)
     n = ws.manifest("catalog", catalog_version)["counts"]["items"]

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from rayrec.config import Config, EmbedConfig, FitImagesConfig, FitTextConfig, FusionWeights, IndexConfig, SourceConfig
+from rayrec.config import (
+    Config,
+    EmbedConfig,
+    FitImagesConfig,
+    FitTextConfig,
+    FusionWeights,
+    IndexConfig,
+    SourceConfig,
+    TrimConfig,
+)
 from rayrec.errors import NotFound, SchemaError
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +88,7 @@ def test_a_directory_or_a_binary_file_is_no_config(tmp_path: Path) -> None:
         ("index", IndexConfig),
         ("fit_text", FitTextConfig),
         ("fit_images", FitImagesConfig),
+        ("fit_trimmed", TrimConfig),
     ],
 )
 def test_the_example_configs_load_and_name_every_key(name: str, kind: type[Config]) -> None:
