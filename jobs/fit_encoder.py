@@ -3,7 +3,7 @@ r"""Fit an encoder on the cluster this job was submitted to, with Ray Train.
     ray job submit --working-dir . -- \
         python jobs/fit_encoder.py text --workspace s3://shop/ws --config jobs/configs/fit_text.yaml
 
-The last line is the summary as JSON. A job that died continues from its last evaluation when it is repeated.
+The last line is the summary as JSON. A job that died continues when it is repeated.
 """
 
 import argparse
@@ -29,9 +29,8 @@ def main() -> None:
     parser.add_argument("--workspace", required=True, help="directory or URI that every node reaches")
     parser.add_argument("--config", help="YAML, see jobs/configs/fit_text.yaml and fit_images.yaml")
     args = parser.parse_args()
-    ws = Workspace.open(args.workspace, create=False)
-
     kind, run = KINDS[args.what]
+    ws = Workspace.open(args.workspace, create=False)
     summary = run(kind.load(args.config), ws, address="auto", on_progress=lambda p: print(json.dumps(p), flush=True))
     print(json.dumps(summary.to_dict()))
 

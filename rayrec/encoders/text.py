@@ -7,6 +7,7 @@
 import hashlib
 import importlib.util
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +155,22 @@ def _prefixes(directory: Path, query: str | None, passage: str | None) -> dict[R
         "query": said.get("query", "") if query is None else query,
         "passage": said.get("passage", said.get("document", "")) if passage is None else passage,
     }
+
+
+def write_beside(model: TextModel, directory: Path, *, space: str | None, how: str = "") -> None:
+    """Complete a directory of weights made from a model: tokenizer, prefixes, pooling.
+
+    space: of the items that its queries search, if it is not its own; how: in what way it differs.
+    """
+    for pattern in ("*token*", "vocab.*", "merges.txt", "spiece.model", "*sentence*.json", "modules.json"):
+        for source in model.directory.glob(pattern):
+            shutil.copy(source, directory / source.name)
+    # said aloud, for the kind of weights that are saved need not tell it: a decoder without its head
+    key = next(key for key, mode in _POOLING_KEYS.items() if mode == model.pooling)
+    (directory / "1_Pooling").mkdir(exist_ok=True)
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps({key: True}))
+    if space is not None:
+        (directory / FITTED_FILE).write_text(json.dumps({"space": space, "how": how}))
 
 
 def load_torch(model: TextModel) -> Any:

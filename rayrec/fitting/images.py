@@ -83,9 +83,11 @@ class ImageTask:
     def _freeze(self) -> None:
         """Only the last layers learn; the others keep their batch statistics too."""
         layers = [m for m in self._tower.backbone.modules() if not list(m.children()) and list(m.parameters())]
-        self._frozen = layers[: round(len(layers) * (1 - self._config.trained_share))]
-        for layer in self._frozen:
-            layer.requires_grad_(False)
+        first = round(len(layers) * (1 - self._config.trained_share))
+        self._frozen = layers[:first]
+        self._tower.backbone.requires_grad_(False)
+        for layer in layers[first:]:
+            layer.requires_grad_(True)
 
     def _start(self) -> None:
         """The projection by ridge regression from the photos' features to their items' text vectors."""

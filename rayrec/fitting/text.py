@@ -6,9 +6,8 @@
 """
 
 import hashlib
-import json
 import re
-import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import nn
 
 from rayrec.config import FitTextConfig
 from rayrec.encoders.base import Role, by_length
-from rayrec.encoders.text import FITTED_FILE, TextModel, load_tokenizer, load_torch, pad
+from rayrec.encoders.text import TextModel, load_tokenizer, load_torch, pad, write_beside
 from rayrec.errors import SchemaError
 from rayrec.evaluation.metrics import ndcg
 from rayrec.fitting import augment
@@ -32,7 +31,6 @@ CANDIDATES = 50_000
 JUDGED_ITEMS, JUDGED_QUERIES = 2_000, 400
 SHORT = ("title", "category", "searched")
 """Sources of what reads like a query."""
-BESIDE_WEIGHTS = ("*token*", "vocab.*", "merges.txt", "spiece.model", "*sentence*.json", "modules.json", "*_Pooling")
 
 
 class TextTask:
@@ -86,7 +84,10 @@ class TextTask:
             target_modules=targets,
             fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in linear.values()),
         )
-        module.backbone = get_peft_model(module.backbone, lora)
+        with warnings.catch_warnings():
+            # peft asks transformers for an attribute by its old name (peft 0.21, transformers 5.24)
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            module.backbone = get_peft_model(module.backbone, lora)
         if (
             config.training.adversarial_epsilon
         ):  # the adversary moves embeddings by their gradients; they stay as they are
@@ -209,12 +210,9 @@ class TextTask:
         self.module.backbone.save_pretrained(directory / ADAPTER)
         merged = directory / f"{self._model.space.rpartition('-')[0]}-fitted"
         self.module.backbone.merge_and_unload().save_pretrained(merged)
-        for pattern in BESIDE_WEIGHTS:
-            for source in self._model.directory.glob(pattern):
-                copy = shutil.copytree if source.is_dir() else shutil.copy
-                copy(source, merged / source.name)
-        if self._config.side == "query":
-            (merged / FITTED_FILE).write_text(json.dumps({"space": self._model.space, "how": "query"}))
+        write_beside(
+            self._model, merged, space=self._model.space if self._config.side == "query" else None, how="query"
+        )
         return merged
 
 

@@ -6,8 +6,6 @@ second); its embeddings stay.
 """
 
 import copy
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,11 @@ import torch
 from torch import nn
 
 from rayrec.config import TrimConfig
-from rayrec.encoders.text import FITTED_FILE, TextModel, load_tokenizer, load_torch
+from rayrec.encoders.text import TextModel, load_tokenizer, load_torch, write_beside
 from rayrec.errors import SchemaError
 from rayrec.fitting.losses import imitation
 from rayrec.fitting.pairs import Pairs
-from rayrec.fitting.text import BESIDE_WEIGHTS, encode, held_out
+from rayrec.fitting.text import encode, held_out
 
 JUDGES = 400
 
@@ -101,11 +99,7 @@ class TrimTask:
         """Write the student in the transformers layout; its own directory."""
         student = directory / f"{self._space.rpartition('-')[0]}-{self._config.layers}-layers"
         self.module.backbone.save_pretrained(student)
-        for pattern in BESIDE_WEIGHTS:
-            for source in self._model.directory.glob(pattern):
-                copy_ = shutil.copytree if source.is_dir() else shutil.copy
-                copy_(source, student / source.name)
-        (student / FITTED_FILE).write_text(json.dumps({"space": self._space, "how": f"{self._config.layers}l"}))
+        write_beside(self._model, student, space=self._space, how=f"{self._config.layers}l")
         return student
 
 
