@@ -1,9 +1,11 @@
-"""Embedding: the Ray Data job against one bare thread and against sentence-transformers.
+"""Embedding: the Ray Data job against one bare thread and against sentence-transformers; int8; pictures.
 
-All three read the same texts, cut at the same length, by the same weights. The job is timed in steady
+All read the same texts, cut at the same length, by the same weights. The job is timed in steady
 state: while all its workers work, so without their start. The bare thread is the best batch size of the
 same onnxruntime encoder with neither Ray nor files; the peer is the best batch size of
-sentence-transformers with a thread for every core.
+sentence-transformers with a thread for every core. int8 comes with its fidelity to fp32, and with what one
+short query costs. Pictures are the photos of grocery_store (if they are there), read, decoded and encoded by
+efficientnet-lite0, in the job and by one bare thread.
 
     python -m benchmarks.bench_embed [--quick] [--data DIR]
 """
@@ -12,19 +14,26 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from benchmarks import common
 from rayrec import encoder_exports
-from rayrec.config import EmbedConfig
+from rayrec.config import EmbedConfig, EncoderConfig, PicturesConfig
 from rayrec.data import catalog, complete_journey
+from rayrec.data.pictures import PictureReader
+from rayrec.encoders.base import EncoderId
+from rayrec.encoders.image import OnnxImageEncoder
 from rayrec.encoders.onnx import OnnxTextEncoder
-from rayrec.encoders.text import TextModel
+from rayrec.encoders.text import TextModel, TorchTextEncoder
+from rayrec.pipelines import fidelity
 from rayrec.pipelines.cluster import connected
-from rayrec.pipelines.embed import run_blocks
-from rayrec.schema import HASH_BYTES
+from rayrec.pipelines.embed import EmbedWorker
+from rayrec.pipelines.embed_pictures import PictureWorker, picture_hashes
+from rayrec.pipelines.pool import run_blocks
+from rayrec.schema import HASH_BYTES, ITEMS
 from rayrec.workspace import Workspace
 
 _BATCHES = (8, 16, 32)
@@ -45,16 +54,22 @@ def texts_of(data: Path, n: int, seed: int) -> tuple[str, list[str]]:
     return name, [distinct[i] for i in picks]
 
 
+def items_of(texts: list[str]) -> pa.Table:
+    """ITEMS of texts as titles."""
+    rows = [{"item_id": f"{n:06d}", "title": text} for n, text in enumerate(texts)]
+    return pa.Table.from_pylist(rows, schema=ITEMS)
+
+
 def timed_rate(encode: object, texts: list[str]) -> float:
     started = time.perf_counter()
     encode(texts)  # type: ignore[operator]
     return len(texts) / (time.perf_counter() - started)
 
 
-def bare_rate(directory: Path, texts: list[str]) -> tuple[float, int]:
+def bare_rate(directory: Path, texts: list[str], batches: tuple[int, ...] = _BATCHES) -> tuple[float, int]:
     """(rows/s of one thread, its best batch size)."""
     rates = {}
-    for batch in _BATCHES:
+    for batch in batches:
         encoder = OnnxTextEncoder(directory, threads=1, batch_size=batch)
         encoder.encode(texts[:64])
         rates[batch] = timed_rate(encoder.encode, texts)
@@ -62,14 +77,34 @@ def bare_rate(directory: Path, texts: list[str]) -> tuple[float, int]:
     return rates[best], best
 
 
-def job_rate(ws: Workspace, export: str, space: str, texts: list[str], cores: int) -> float:
-    """rows/s of the job while every worker works."""
-    config = EmbedConfig()
+def text_rate(ws: Workspace, encoder: EncoderConfig, texts: list[str], cores: int) -> float:
+    """rows/s of the job over texts."""
+    config = EmbedConfig(encoder=encoder)
     hashes = pa.array([catalog.content_hash(t) for t in texts], pa.binary(HASH_BYTES))
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    worker = {"ws_uri": ws.uri, "encoder": config.encoder, "encoder_id": f"{space}.onnx-fp32", "export": export}
+    export = encoder_exports.ensure(ws, encoder)
+    worker = {
+        "ws_uri": ws.uri,
+        "encoder": encoder,
+        "encoder_id": str(encoder_exports.encoder_id(encoder)),
+        "export": export,
+    }
+    ordered = [texts[i] for i in order]
+    return job_rate(EmbedWorker, "text", ordered, hashes.take(pa.array(order)), config, worker, cores)
+
+
+def job_rate(
+    worker: type,
+    column: str,
+    values: list[str],
+    hashes: pa.Array,
+    config: EmbedConfig,
+    arguments: dict[str, Any],
+    cores: int,
+) -> float:
+    """rows/s of the job while every worker works."""
     with connected():
-        blocks = list(run_blocks([texts[i] for i in order], hashes.take(pa.array(order)), config, cores, worker))
+        blocks = list(run_blocks(worker, column, values, hashes, config, arguments))
     workers = {b["worker"] for b in blocks}
     if len(workers) != cores:
         raise SystemExit(f"{len(workers)} workers took part, expected {cores}")
@@ -100,6 +135,50 @@ def peer_rate(model: TextModel, texts: list[str], cores: int) -> tuple[float, in
     return encode(best, texts), best
 
 
+def query_ms(encode: Any, tries: int = 100) -> float:
+    """CPU milliseconds of one short query."""
+    for _ in range(10):
+        encode(["usb c cable"])
+    started = time.process_time()
+    for _ in range(tries):
+        encode(["usb c cable"])
+    return (time.process_time() - started) / tries * 1000
+
+
+def picture_rates(ws: Workspace, root: Path, n: int, cores: int, seed: int) -> tuple[float, float] | None:
+    """(rows/s of the job, rows/s of one bare thread) over n photos; None without the photos."""
+    from rayrec.encoders import image_models
+    from rayrec.encoders.image_models import ImageModel, Tower
+
+    photos = sorted(map(str, root.glob("t*/**/*.jpg")))
+    if not photos:
+        return None
+    picks = np.random.default_rng(seed).permutation(len(photos))[:n]
+    uris = [photos[i] for i in picks]
+    model = ImageModel.read("efficientnet-lite0")
+    id = EncoderId("text", "photos-0-fp32")
+    with tempfile.TemporaryDirectory() as local, ws.stage("encoders", name=str(id)) as staged:
+        image_models.write(Tower(model.load(), model.features, 384), model, id, Path(local))
+        staged.upload(Path(local), "")
+        export = staged.publish({"encoder": {"space": id.space, "id": str(id)}})
+    pictures = PicturesConfig(allowed_roots=(str(root),))
+    arguments = {
+        "ws_uri": ws.uri, "export": export, "encoder_id": str(id), "pictures": pictures, "quarantine": "bench",
+    }  # fmt: skip
+    config = EmbedConfig(block_rows=64)
+    encoder, reader = OnnxImageEncoder(ws.local_copy("encoders", export)), PictureReader(pictures)
+
+    def bare(some: list[str]) -> None:
+        for first in range(0, len(some), 16):
+            encoder.encode([reader.read(uri, encoder.preprocess.side) for uri in some[first : first + 16]])
+
+    sample = uris[: max(64, n // 4)]
+    bare(sample[:32])
+    before = timed_rate(bare, sample)
+    job = job_rate(PictureWorker, "uri", uris, picture_hashes(pa.array(uris)), config, arguments, cores)
+    return job, (before + timed_rate(bare, sample)) / 2
+
+
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--rows", type=int, default=None, help="texts (default 6,000; quick 1,000)")
@@ -112,22 +191,46 @@ def main() -> None:
     sample = texts[: max(500, rows // 4)]
     with tempfile.TemporaryDirectory() as root:
         ws = Workspace.open(root)
-        export = encoder_exports.ensure(ws, config)
-        directory = ws.local_copy("encoders", export)
+        directory = ws.local_copy("encoders", encoder_exports.ensure(ws, config))
+        small = config.model_copy(update={"precision": "int8"})
+        small_directory = ws.local_copy("encoders", encoder_exports.ensure(ws, small))
         before, batch = bare_rate(directory, sample)
-        job = job_rate(ws, export, model.space, texts, cores)
+        job = text_rate(ws, config, texts, cores)
         after, _ = bare_rate(directory, sample)  # again: the machine's speed drifts
         bare = (before + after) / 2
+        int8 = text_rate(ws, small, texts, cores)
+        int8_bare, _ = bare_rate(small_directory, sample, (1,))
         peer, peer_batch = peer_rate(model, texts, cores)
+        report = fidelity.check(ws, small, catalog.seal(items_of(texts)))
+        torch_ms = query_ms(TorchTextEncoder(model, device="cpu").encode)
+        queries = {
+            "torch fp32": torch_ms,
+            "onnx fp32": query_ms(OnnxTextEncoder(directory).encode),
+            "onnx int8": query_ms(OnnxTextEncoder(small_directory).encode),
+        }
+        pictures = picture_rates(ws, args.data / "grocery_store", rows // 5, cores, args.seed)
     common.show(
         f"{rows} distinct texts of {source}, at most {model.max_tokens} tokens, {cores} cores",
         [
             {"what": "one bare thread", "rows/s": bare, "batch": batch, "share of cores x bare": 1 / cores},
             {"what": "rayrec embed job", "rows/s": job, "batch": 16, "share of cores x bare": job / (cores * bare)},
+            {"what": "one bare thread, int8", "rows/s": int8_bare, "batch": 1, "share of cores x bare": ""},
+            {"what": "rayrec embed job, int8", "rows/s": int8, "batch": 1,
+             "share of cores x bare": int8 / (cores * int8_bare)},
             {"what": "sentence-transformers", "rows/s": peer, "batch": peer_batch,
              "share of cores x bare": peer / (cores * bare)},
         ],
     )  # fmt: skip
+    common.show("one short query", [{"runtime": name, "CPU ms": ms} for name, ms in queries.items()])
+    if pictures is not None:
+        common.show(
+            "photos, efficientnet-lite0 at 224 pixels",
+            [
+                {"what": "one bare thread", "rows/s": pictures[1], "share of cores x bare": 1 / cores},
+                {"what": "rayrec embed job", "rows/s": pictures[0],
+                 "share of cores x bare": pictures[0] / (cores * pictures[1])},
+            ],
+        )  # fmt: skip
     common.finish(
         {
             **common.environment(["ray", "torch", "onnxruntime", "sentence-transformers"]),
@@ -139,6 +242,14 @@ def main() -> None:
             "peer_rows_per_s": round(peer, 1),
             "of_cores_x_bare": round(job / (cores * bare), 3),
             "of_peer": round(job / peer, 3),
+            "int8_rows_per_s": round(int8, 1),
+            "int8_bare_rows_per_s": round(int8_bare, 1),
+            "int8_of_peer": round(int8 / peer, 3),
+            "int8_fidelity": report,
+            "query_cpu_ms": {name: round(ms, 2) for name, ms in queries.items()},
+            "image_rows_per_s": None if pictures is None else round(pictures[0], 1),
+            "image_bare_rows_per_s": None if pictures is None else round(pictures[1], 1),
+            "image_of_cores_x_bare": None if pictures is None else round(pictures[0] / (cores * pictures[1]), 3),
         }
     )
 

@@ -6,6 +6,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from rayrec.encoders.item import fuse
 from rayrec.errors import InvalidRequest
 
 
@@ -31,13 +34,47 @@ class Coverage:
     degraded: bool = False
     why: str | None = None
 
+    @property
+    def ordered_by(self) -> str:
+        """The parts that decide a search's order, as its cursor carries them."""
+        return " ".join(part for part in ("lexical", "dense", "image") if getattr(self, part) == "ok")
+
 
 @dataclass(frozen=True)
 class Lack:
-    """Why a query has no vector though its request wanted one. state: "failed", or "skipped" on purpose."""
+    """Why a query or photo has no vector though its request wanted one. state: "failed", or "skipped" on purpose."""
 
     state: str
     why: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a search has for a vector: float32 (D,), the query's, the photo's, or the unit sum of both; None of neither.
+
+    dense, image: what became of the query's and of the photo's: "ok", "skipped" or "failed". why: of what is lacking.
+    """
+
+    vector: np.ndarray | None = None
+    dense: str = "skipped"
+    image: str = "skipped"
+    why: str | None = None
+
+    @classmethod
+    def of(cls, query: np.ndarray | Lack | None, photo: np.ndarray | Lack | None) -> "Encoded":
+        """Each a unit vector (D,), why there is none, or None where none was wanted."""
+        vectors = [part for part in (query, photo) if isinstance(part, np.ndarray)]
+        vector = vectors[0] if vectors else None
+        if len(vectors) == 2:
+            vector = fuse(vectors[0][None], vectors[1][None], 1.0)[0]
+        whys = dict.fromkeys(part.why for part in (query, photo) if isinstance(part, Lack))
+        return cls(vector, _state(query), _state(photo), "; ".join(whys) or None)
+
+
+def _state(part: np.ndarray | Lack | None) -> str:
+    if isinstance(part, Lack):
+        return part.state
+    return "skipped" if part is None else "ok"
 
 
 @dataclass(frozen=True)
@@ -72,8 +109,8 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
-def make_cursor(index: str, request: str, page: int, degraded: bool) -> str:
-    payload = json.dumps({"i": index, "r": request, "p": page, "d": degraded}, separators=(",", ":"))
+def make_cursor(index: str, request: str, page: int, parts: str) -> str:
+    payload = json.dumps({"i": index, "r": request, "p": page, "c": parts}, separators=(",", ":"))
     return base64.urlsafe_b64encode(payload.encode()).decode().rstrip("=")
 
 
@@ -93,7 +130,7 @@ def _payload(cursor: str) -> Any:
     return json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
 
 
-def read_cursor(cursor: str, index: str, request: str, degraded: bool) -> int:
+def read_cursor(cursor: str, index: str, request: str, parts: str) -> int:
     """The page a cursor asks for.
 
     Raises InvalidRequest if it is of another request, or stale: of another index version, or of answers with other
@@ -101,7 +138,7 @@ def read_cursor(cursor: str, index: str, request: str, degraded: bool) -> int:
     """
     try:
         values = _payload(cursor)
-        version, asked, page, lacked = values["i"], values["r"], values["p"], values["d"]
+        version, asked, page, made_by = values["i"], values["r"], values["p"], values["c"]
         if not isinstance(page, int) or page < 1:
             raise ValueError("page")
     except _NOT_OURS as error:
@@ -111,9 +148,9 @@ def read_cursor(cursor: str, index: str, request: str, degraded: bool) -> int:
             "invalid_cursor",
             "cursor: made for another request",
             field="cursor",
-            hint="send the same query, filters, sort, mode and page_size as before",
+            hint="send the same query, image, filters, sort, mode and page_size as before",
         )
-    if version != index or lacked != degraded:
+    if version != index or made_by != parts:
         made = f"on index {version}, now {index} answers" if version != index else "by other parts than answer now"
         raise InvalidRequest("stale_cursor", f"cursor: made {made}", field="cursor", hint="ask for page 1 again")
     return page

@@ -2,6 +2,7 @@
 
 >>> engine = Engine.open("workspace")                                              # doctest: +SKIP
 >>> engine.search("frozen pizza", filters={"brand": ["Private"]}, facets=["brand"])  # doctest: +SKIP
+>>> engine.search(image=Path("photo.jpg").read_bytes())                          # doctest: +SKIP
 >>> engine.similar("32553"), engine.recommend(user_id="900")                     # doctest: +SKIP
 """
 
@@ -10,20 +11,23 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from cachetools import LRUCache, cachedmethod
 
 from rayrec import encoder_exports
-from rayrec.answer import Answer, Coverage, Lack
+from rayrec.answer import Answer, Coverage, Encoded, Lack
 from rayrec.config import FusionWeights
 from rayrec.encoders.base import Encoder
-from rayrec.errors import IncompatibleArtifact, NotFound
+from rayrec.encoders.image import ImageEncoder
+from rayrec.errors import IncompatibleArtifact, InvalidRequest, NotFound
+from rayrec.photo import Photo, no_pictures
 from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
-from rayrec.retrieval.base import Candidates
+from rayrec.retrieval.base import Candidates, Probe
 from rayrec.retrieval.completions import Completion
 from rayrec.retrieval.shards import Shards
 from rayrec.scorer import Near, Scored, Scorer
@@ -34,12 +38,14 @@ log = logging.getLogger(__name__)
 CACHED_VECTORS = 2_048
 CANDIDATE_CACHE_MIB = 32  # some 230 queries of 4,400 candidates
 _CANDIDATE_BYTES = 33
+POPULAR = "answered with what is popular"
 
 
 class Engine:
     """One index version, answering. Thread-safe: nothing in it changes after loading but its caches.
 
-    cached_vectors: queries whose vector is kept; candidate_cache_mib: for keeping M(q) of queries; 0 keeps none.
+    image_encoder: of an index with pictures. cached_vectors: queries and photos whose vector is kept;
+    candidate_cache_mib: for keeping M(q) of queries; 0 keeps none.
     """
 
     def __init__(
@@ -49,15 +55,18 @@ class Engine:
         *,
         index: str,
         weights: FusionWeights,
+        image_encoder: ImageEncoder | None = None,
         log_offset: int = 0,
         model: str | None = None,
         cached_vectors: int = CACHED_VECTORS,
         candidate_cache_mib: int = CANDIDATE_CACHE_MIB,
     ):
-        if encoder.dim != shards.dim:
-            raise IncompatibleArtifact(f"the encoder makes {encoder.dim} dimensions, index {index} has {shards.dim}")
+        for part in (encoder, image_encoder):
+            if part is not None and part.dim != shards.dim:
+                raise IncompatibleArtifact(f"{part.id} makes {part.dim} dimensions, index {index} has {shards.dim}")
         self.shards = shards
         self.encoder = encoder
+        self.image_encoder = image_encoder
         self.versions = {"index": index, "model": model, "log_offset": log_offset}
         self.scorer = Scorer(shards, weights=weights, versions=self.versions)
         self._vectors: LRUCache = LRUCache(cached_vectors)
@@ -88,14 +97,22 @@ class Engine:
         directory = ws.local_copy("indexes", index)
         manifest = ws.manifest("indexes", index)
         encoder = encoder_exports.open_for(ws, manifest["encoder"])
-        if encoder.id.space != manifest["encoder"]["space"]:
-            raise IncompatibleArtifact(
-                f"indexes/{index} holds space {manifest['encoder']['space']}, the encoder is of {encoder.id.space}"
-            )
-        weights = fusion_weights(ws, model)
-        shards = Shards.load(directory, manifest["shards"])
-        offset = manifest["log_offset"]
-        return cls(shards, encoder, index=index, weights=weights, log_offset=offset, model=model, **caches)
+        image_encoder = encoder_exports.open_images(ws, manifest["encoder"])
+        for part in (encoder, image_encoder):
+            if part is not None and part.id.space != manifest["encoder"]["space"]:
+                raise IncompatibleArtifact(
+                    f"indexes/{index} holds space {manifest['encoder']['space']}, the encoder is of {part.id.space}"
+                )
+        return cls(
+            Shards.load(directory, manifest["shards"]),
+            encoder,
+            image_encoder=image_encoder,
+            index=index,
+            weights=fusion_weights(ws, model),
+            log_offset=manifest["log_offset"],
+            model=model,
+            **caches,
+        )
 
     @property
     def columns(self) -> Any:
@@ -120,53 +137,68 @@ class Engine:
         cursor: str | None = None,
         mode: str = "hybrid",
         explain: bool = False,
+        image: bytes | np.ndarray | None = None,
     ) -> Answer:
-        """Items for a query, as `SearchRequest` says. k: same as page_size. Raises InvalidRequest."""
+        """Items for a query, a photo or both, as `SearchRequest` says. Raises InvalidRequest.
+
+        k: same as page_size. image: a picture file's bytes, or pixels uint8 (H, W, 3) in RGB.
+        """
         started = time.perf_counter()
         size = page_size if k is None else k
-        request = SearchRequest(query, filters, facets, sort, page, size, cursor, mode, explain)
-        vector, lack = self._try_vector(request)
-        return replace(self.answer(request, vector, lack), took_ms=_elapsed_ms(started))
+        photo = None if image is None else Photo.of(image)
+        request = SearchRequest(query, filters, facets, sort, page, size, cursor, mode, explain, photo)
+        return replace(self.answer(request, self._encode(request)), took_ms=_elapsed_ms(started))
 
-    def answer(self, request: SearchRequest, vector: np.ndarray | None, lack: Lack | None) -> Answer:
-        """Answer a search whose query was encoded elsewhere, or was not."""
-        coverage = search_coverage(request, vector, lack)
-        if not request.query:
-            return self.scorer.search(request, self.scorer.everything(), coverage)
-        mode = "lexical" if vector is None else request.mode
-        return self.scorer.search(request, self._scored(request.query, mode, vector), coverage)
+    def answer(self, request: SearchRequest, encoded: Encoded) -> Answer:
+        """Answer a search whose query and photo were encoded elsewhere, or were not."""
+        scored, coverage = self._found(request, encoded)
+        return self.scorer.search(request, scored, coverage)
 
     def retrieve(self, query: str, mode: str = "hybrid") -> tuple[Candidates, Coverage]:
         """M(query), before filters and order, and which parts took part."""
         request = SearchRequest(query, mode=mode)
-        vector, lack = self._try_vector(request)
-        mode = "lexical" if vector is None else mode
-        return self._scored(request.query, mode, vector).candidates, search_coverage(request, vector, lack)
+        scored, coverage = self._found(request, self._encode(request))
+        return scored.candidates, coverage
 
-    def _try_vector(self, request: SearchRequest) -> tuple[np.ndarray | None, Lack | None]:
-        if not request.wants_vector:
-            return None, None
-        try:
-            return self.vector(request.query), None
-        except Exception as error:  # whatever a runtime throws, words still answer, and the answer says so
-            log.exception("encoding a query failed")
-            return None, Lack("failed", f"the encoder failed ({type(error).__name__})")
+    def _encode(self, request: SearchRequest) -> Encoded:
+        """Raises InvalidRequest for a photo that cannot be read or searched with."""
+        query = photo = None
+        if request.wants_vector:
+            query = _attempt("encoder", partial(self.vector, request.query))
+        if request.photo is not None:
+            photo = _attempt("image encoder", partial(self.image_vector, request.photo))
+        return Encoded.of(query, photo)
 
     @cachedmethod(lambda self: self._vectors, lock=lambda self: self._lock)
     def vector(self, query: str) -> np.ndarray:
         """float32 (D,)."""
         return self.encoder.encode([query], "query")[0]
 
-    def _scored(self, query: str, mode: str, vector: np.ndarray | None) -> Scored:
-        """M(query) and its scores, given the query's vector unless mode is lexical."""
+    @cachedmethod(
+        lambda self: self._vectors, key=lambda self, photo: ("photo", photo.digest), lock=lambda self: self._lock
+    )
+    def image_vector(self, photo: Photo) -> np.ndarray:
+        """float32 (D,). Raises InvalidRequest."""
+        if self.image_encoder is None:
+            raise no_pictures()
+        return self.image_encoder.encode([photo.picture(self.image_encoder.preprocess)])[0]
+
+    def _found(self, request: SearchRequest, encoded: Encoded) -> tuple[Scored, Coverage]:
+        """M(q) and its scores, and which parts took part."""
+        probe = self.scorer.probe(request, encoded)
+        scored = self.scorer.everything() if probe is None else self._scored(request, encoded, probe)
+        return scored, search_coverage(probe, encoded)
+
+    def _scored(self, request: SearchRequest, encoded: Encoded, probe: Probe) -> Scored:
+        photo = request.photo.digest if request.photo is not None and encoded.image == "ok" else None
+        key = (probe.query, request.query if encoded.dense == "ok" else None, photo)
         with self._lock:
-            known = self._candidates.get((query, mode))
+            known = self._candidates.get(key)
         if known is not None:
             return known
-        probe = self.scorer.probe(query, mode, vector)
-        found = self.scorer.scored(probe, self.shards.find(probe), mode)
+        found = self.scorer.scored(probe, self.shards.find(probe))
         with self._lock, contextlib.suppress(ValueError):  # too large to be kept
-            self._candidates[query, mode] = found
+            self._candidates[key] = found
         return found
 
     def suggest(self, prefix: str, k: int = 8) -> list[Completion]:
@@ -223,14 +255,22 @@ def fusion_weights(ws: Workspace, model: str | None) -> FusionWeights:
     return FusionWeights.model_validate(ws.verify("models", model)["fusion"])
 
 
-def search_coverage(request: SearchRequest, vector: np.ndarray | None, lack: Lack | None) -> Coverage:
-    """Which parts take part in a search."""
-    if not request.query:
-        return Coverage()
-    if lack is not None:
-        return Coverage("ok", lack.state, degraded=True, why=lack.why)
-    lexical = "skipped" if request.mode == "dense" else "ok"
-    return Coverage(lexical, "skipped" if vector is None else "ok")
+def search_coverage(probe: Probe | None, encoded: Encoded) -> Coverage:
+    """Which parts take part in a search for what `probe` looks for."""
+    lexical = "skipped" if probe is None or probe.query is None else "ok"
+    why = f"{encoded.why}: {POPULAR}" if encoded.why and probe is None else encoded.why
+    return Coverage(lexical, encoded.dense, encoded.image, degraded=why is not None, why=why)
+
+
+def _attempt(name: str, encode: Callable[[], np.ndarray]) -> np.ndarray | Lack:
+    """A vector, or that its encoder failed. Raises InvalidRequest, which is no fault of the encoder's."""
+    try:
+        return encode()
+    except InvalidRequest:
+        raise
+    except Exception as error:  # whatever a runtime throws, what is left still answers, and the answer says so
+        log.exception("the %s failed", name)
+        return Lack("failed", f"the {name} failed ({type(error).__name__})")
 
 
 def _elapsed_ms(started: float) -> float:

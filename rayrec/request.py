@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rayrec.errors import InvalidRequest
+from rayrec.photo import Photo
 
 MODES = ("hybrid", "lexical", "dense")
 MAX_PAGE_SIZE = 1_000
@@ -17,7 +18,7 @@ MAX_QUERY_CHARS = 1_000
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """Items for a query; all items, popular first, without one.
+    """Items for a query, a photo, or both together; all items, popular first, without either.
 
     filters: AND across fields, OR within one; facets: fields to count, each as if its own filter were open, so
     a count is the total of choosing that value. cursor: of the answer before, wins over page.
@@ -33,6 +34,7 @@ class SearchRequest:
     cursor: str | None = None
     mode: str = "hybrid"
     explain: bool = False
+    image: Photo | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -47,10 +49,19 @@ class SearchRequest:
             raise InvalidRequest("query_too_long", f"query: over {MAX_QUERY_CHARS} characters", field="query")
         _check_count("page_size", self.page_size)
         object.__setattr__(self, "query", " ".join(self.query.split()))
+        if self.image is not None and self.mode == "lexical" and not self.query:
+            message = "mode: lexical compares words, and an image has none"
+            raise InvalidRequest("invalid_mode", message, field="mode", hint="use hybrid or dense, or add a query")
 
     @property
     def wants_vector(self) -> bool:
+        """Of the query."""
         return bool(self.query) and self.mode != "lexical"
+
+    @property
+    def photo(self) -> Photo | None:
+        """The image, if its vector is wanted: words alone look at none."""
+        return None if self.mode == "lexical" else self.image
 
 
 @dataclass(frozen=True)

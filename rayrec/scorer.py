@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rayrec.answer import Answer, Coverage, Hit, fingerprint, make_cursor, read_cursor
+from rayrec.answer import Answer, Coverage, Encoded, Hit, fingerprint, make_cursor, read_cursor
 from rayrec.config import FusionWeights
 from rayrec.errors import NotFound
 from rayrec.ranking import policy, scoring
@@ -77,17 +77,19 @@ class Scorer:
 
     # -- search -----------------------------------------------------------------------------------
 
-    def probe(self, query: str, mode: str, vector: np.ndarray | None) -> Probe:
-        """What to look for. vector: of the query, None for words alone."""
-        words = None if mode == "dense" and vector is not None else query
-        return Probe(words, vector, 0.0 if vector is None else self._shards.background(vector))
+    def probe(self, request: SearchRequest, encoded: Encoded) -> Probe | None:
+        """What to look for; None if there is neither a word nor a vector to look with."""
+        vector = encoded.vector
+        by_words = bool(request.query) and (request.mode != "dense" or encoded.dense != "ok")
+        if not by_words and vector is None:
+            return None
+        background = 0.0 if vector is None else self._shards.background(vector)
+        return Probe(request.query if by_words else None, vector, background)
 
-    def scored(self, probe: Probe, found: list[Found], mode: str) -> Scored:
-        """M(query) and the parts of each candidate's score."""
+    def scored(self, probe: Probe, found: list[Found]) -> Scored:
+        """M(q) and the parts of each candidate's score."""
         candidates = hybrid.join(found, probe.background, self.columns.n)
-        share = {"hybrid": self.weights.dense, "lexical": 0.0, "dense": 1.0}[
-            "lexical" if probe.vector is None else mode
-        ]
+        share = 0.0 if probe.vector is None else 1.0 if probe.query is None else self.weights.dense
         return Scored(candidates, hybrid.fuse(candidates, self.weights.model_copy(update={"dense": share})))
 
     def everything(self) -> Scored:
@@ -100,10 +102,12 @@ class Scorer:
     def search(self, request: SearchRequest, scored: Scored, coverage: Coverage) -> Answer:
         """Raises InvalidRequest."""
         started = time.perf_counter()
-        index = str(self.versions["index"])
-        degraded = coverage.degraded
-        asked = fingerprint(request.query, request.filters or None, request.sort, request.mode, request.page_size)
-        page = request.page if request.cursor is None else read_cursor(request.cursor, index, asked, degraded)
+        index, by = str(self.versions["index"]), coverage.ordered_by
+        photo = None if request.image is None else request.image.digest
+        asked = fingerprint(
+            request.query, photo, request.filters or None, request.sort, request.mode, request.page_size
+        )
+        page = request.page if request.cursor is None else read_cursor(request.cursor, index, asked, by)
         mask = self.columns.mask(request.filters)
         candidates, parts = scored.candidates, scored.parts
         rows = candidates.rows
@@ -120,7 +124,7 @@ class Scorer:
                 record["item_id"],
                 float(scores[place]),
                 record,
-                self._search_reasons(request.query, record, candidates, parts, place) if request.explain else None,
+                self._search_reasons(request.query, coverage, record, scored, place) if request.explain else None,
             )
             for place, record in zip(shown, records, strict=True)
         ]
@@ -133,7 +137,7 @@ class Scorer:
             page=page,
             coverage=coverage,
             facets={name: self._facet(name, request.filters, candidates, inside) for name in request.facets},
-            cursor=make_cursor(index, asked, page + 1, degraded) if wanted < len(places) else None,
+            cursor=make_cursor(index, asked, page + 1, by) if wanted < len(places) else None,
         )
 
     def _facet(self, name: str, filters: Mapping[str, Any] | None, candidates: Candidates, inside: np.ndarray) -> Any:
@@ -143,19 +147,23 @@ class Scorer:
         return self.columns.facet(name, candidates.rows if mask is None else candidates.rows[mask[candidates.rows]])
 
     def _search_reasons(
-        self, query: str, record: dict[str, Any], candidates: Candidates, parts: scoring.Parts, place: int
+        self, query: str, coverage: Coverage, record: dict[str, Any], scored: Scored, place: int
     ) -> list[dict[str, Any]]:
         def words() -> str:
             text = " ".join(str(v) for v in (record["title"], record["brand"], record["description"]) if v)
             text += " " + " ".join(v for v in [*(record["category"] or []), *record["attributes"].values()] if v)
             return "says " + ", ".join(f"'{word}'" for word in self._shards.analyzer.shared(query, text))
 
+        alone = "image" if coverage.image == "ok" and coverage.dense != "ok" else "dense"
+        close = "close to your words and photo together" if coverage.image == "ok" else "close in meaning"
+        cosine = f"(cosine {scored.candidates.dense[place]:.2f})"
         return reasons(
-            parts,
+            {alone if part == "dense" else part: share for part, share in scored.parts.items()},
             place,
             {
                 "lexical": words,
-                "dense": lambda: f"close in meaning (cosine {candidates.dense[place]:.2f})",
+                "dense": lambda: f"{close} {cosine}",
+                "image": lambda: f"looks like your photo {cosine}",
                 "popular": lambda: "often bought lately",
             },
         )

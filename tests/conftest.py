@@ -68,6 +68,14 @@ def shop(cluster: str, exported: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
+def photo_shop(cluster: str, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace of 36 things with pictures, whose index can be searched by photo."""
+    from tests.photo_shop import build_photo_shop
+
+    return build_photo_shop(tmp_path_factory.mktemp("photos"), exported)
+
+
+@pytest.fixture(scope="session")
 def service(shop: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Service]:
     """The fused service of the shop, two gateway replicas."""
     log = tmp_path_factory.mktemp("service") / "serve.log"

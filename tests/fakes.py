@@ -1,6 +1,7 @@
 """Stand-ins that cost nothing: an encoder of hashed words, a small shop, its shoppers, and an engine around them."""
 
 import hashlib
+import io
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 from rayrec.config import FusionWeights
 from rayrec.data import catalog
 from rayrec.encoders.base import Encoder, EncoderId, Role
+from rayrec.encoders.image import ImageEncoder, Preprocess
 from rayrec.engine import Engine
 from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.retrieval.shards import Shards, attribute_words, build_shard, shard_name, shard_rows
@@ -38,6 +40,8 @@ NOUNS = {
     "Cables": ["usb cable", "hdmi cable"],
     "Headphones": ["wireless headphones", "studio headphones"],
 }
+SEEN = {"red": "pizza", "green": "cable", "blue": "nuts"}
+"""what the fake image encoder sees in a picture of one colour"""
 ADJECTIVES = ["small", "large", "organic", "classic", "compact"]
 
 
@@ -71,6 +75,39 @@ class BrokenEncoder(FakeEncoder):
         if self.broken:
             raise RuntimeError("out of memory")
         return super().encode(texts)
+
+
+class FakeImageEncoder:
+    """Sees of a picture what colour it is most of, and in that a thing; its vector is that of the word."""
+
+    def __init__(self, dim: int = 48):
+        self.id = EncoderId("fake", "photos-numpy")
+        self.dim = dim
+        self.preprocess = Preprocess(16, (16, 16), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+    def encode(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        means = [self.preprocess.pixels(picture).reshape(-1, 3).mean(0) for picture in pictures]
+        return FakeEncoder(self.dim).encode([SEEN[COLORS[int(np.argmax(mean))]] for mean in means])
+
+
+class BrokenImageEncoder(FakeImageEncoder):
+    """Fails while `broken`."""
+
+    broken = True
+
+    def encode(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        if self.broken:
+            raise RuntimeError("out of memory")
+        return super().encode(pictures)
+
+
+def make_photo(color: str, size: tuple[int, int] = (60, 40), form: str = "PNG") -> bytes:
+    """A picture file, of one colour all over."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", size, color).save(file, form)
+    return file.getvalue()
 
 
 def make_items(records: Iterable[dict[str, Any]]) -> pa.Table:
@@ -146,6 +183,7 @@ def build_engine(
     shards: int = 1,
     dense: str = "flat",
     encoder: Encoder | None = None,
+    image_encoder: ImageEncoder | None = None,
 ) -> Engine:
     """An engine on an index version written to `directory`, as the index job writes one, but in this process."""
     encoder = encoder or FakeEncoder()
@@ -165,7 +203,8 @@ def build_engine(
     ids = items.column("item_id").combine_chunks()
     BehaviorIndex.build(events if events is not None else EVENTS.empty_table(), ids, 90.0).save(directory / "behavior")
     pq.write_table(items.select(ITEMS.names), directory / "items.parquet")
-    return Engine(Shards.load(directory, shards), encoder, index="v1", weights=FusionWeights())
+    loaded = Shards.load(directory, shards)
+    return Engine(loaded, encoder, index="v1", weights=FusionWeights(), image_encoder=image_encoder)
 
 
 def make_tiny_model(directory: Path, kind: str, seed: int = 0) -> Path:
@@ -192,8 +231,8 @@ def make_tiny_model(directory: Path, kind: str, seed: int = 0) -> Path:
     return directory
 
 
-def publish_index(ws: Workspace, items: pa.Table, events: pa.Table, *, shards: int = 1) -> str:
-    """A published version like the index job's, of the fake encoder's space, built in this process. Its name."""
+def publish_index(ws: Workspace, items: pa.Table, events: pa.Table, *, shards: int = 1, images: bool = False) -> str:
+    """A published version like the index job's, of the fake encoders' space, built in this process. Its name."""
     with ws.stage("indexes") as staged:
         with tempfile.TemporaryDirectory() as local:
             build_engine(Path(local), items, events, shards=shards)
@@ -204,6 +243,7 @@ def publish_index(ws: Workspace, items: pa.Table, events: pa.Table, *, shards: i
             "query_id": str(FakeEncoder().id),
             "export": None,
             "dim": FakeEncoder().dim,
+            "images": {"export": "fake", "id": str(FakeImageEncoder().id), "weight": 0.0} if images else None,
         }
         counts = {"items": items.num_rows, "events": events.num_rows}
         return staged.publish({"encoder": encoder, "shards": shards, "log_offset": 0, "counts": counts})

@@ -21,7 +21,15 @@ from ray import serve
 from rayrec.config import ReplicasConfig, ServeConfig
 from rayrec.retrieval.base import Found, Hits, Probe
 from rayrec.serving.auth import Keys
-from rayrec.serving.backends import Backend, FusedBackend, RemoteRetrievers, RemoteScorer, SplitBackend, retried
+from rayrec.serving.backends import (
+    PICTURES_TOGETHER,
+    Backend,
+    FusedBackend,
+    RemoteRetrievers,
+    RemoteScorer,
+    SplitBackend,
+    retried,
+)
 from rayrec.serving.batching import Batcher, by_key
 from rayrec.serving.gateway import Gateway
 from rayrec.serving.http import create_app
@@ -162,9 +170,17 @@ class EncoderReplica(Reporting):
             thread,
             max_size=config.max_batch,
         )
+        self._encode_images = Batcher[tuple[Pair, np.ndarray], np.ndarray](
+            lambda calls: by_key(calls, lambda pair, pictures: list(part.encode_images(pair, pictures))),
+            thread,
+            max_size=min(config.max_batch, PICTURES_TOGETHER),
+        )
 
     async def encode(self, pair: Pair, query: str) -> np.ndarray:
         return await self._encode((pair, query))
+
+    async def encode_image(self, pair: Pair, picture: np.ndarray) -> np.ndarray:
+        return await self._encode_images((pair, picture))
 
 
 class RetrieverReplica(Reporting):

@@ -13,10 +13,13 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from rayrec.answer import Answer, Coverage, Lack
+from rayrec import encoder_exports
+from rayrec.answer import Answer, Coverage, Encoded
 from rayrec.config import ServeConfig
+from rayrec.encoders.image import Preprocess
 from rayrec.engine import NOTHING, Engine
 from rayrec.errors import RayrecError, Unavailable
+from rayrec.photo import no_pictures
 from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.retrieval.base import Found, Probe
 from rayrec.retrieval.completions import Completion
@@ -26,10 +29,13 @@ from rayrec.serving.batching import Batcher, by_key
 from rayrec.serving.parts import ScorerPart, follow, load_engine
 from rayrec.serving.telemetry import Telemetry
 from rayrec.serving.versions import Live, Loaded, Pair, T
+from rayrec.workspace import Workspace
 
 R = TypeVar("R")
 _WAIT_FOR_VERSION_S = 3.0
 _ATTEMPTS = 3
+# one takes 10 ms of a core, alone or in a batch of 8 (efficientnet-lite0; a query 4 ms): more would hold queries up
+PICTURES_TOGETHER = 4
 
 
 class Backend(Protocol):
@@ -43,10 +49,13 @@ class Backend(Protocol):
         """
         ...
 
+    def preprocess(self, version: Loaded[Any]) -> Preprocess | None:
+        """How a version's image encoder reads pictures; None if its index holds none."""
+        ...
+
     async def vector(self, version: Loaded[Any], query: str) -> np.ndarray: ...
-    async def search(
-        self, version: Loaded[Any], request: SearchRequest, vector: np.ndarray | None, lack: Lack | None
-    ) -> Answer: ...
+    async def image_vector(self, version: Loaded[Any], picture: np.ndarray) -> np.ndarray: ...
+    async def search(self, version: Loaded[Any], request: SearchRequest, encoded: Encoded) -> Answer: ...
     async def similar(self, version: Loaded[Any], request: SimilarRequest) -> Answer: ...
     async def recommend(self, version: Loaded[Any], request: RecommendRequest, coverage: Coverage | None) -> Answer: ...
     async def item(self, version: Loaded[Any], item_id: str) -> dict[str, Any]: ...
@@ -82,18 +91,30 @@ class FusedBackend:
             telemetry.batch.labels("encode").observe(len(calls))
             return by_key(calls, lambda engine, queries: list(engine.encoder.encode(queries, "query")))
 
+        def encode_images(calls: list[tuple[Engine, np.ndarray]]) -> list[np.ndarray | Exception]:
+            telemetry.batch.labels("encode_images").observe(len(calls))
+            return by_key(calls, _encode_pictures)
+
         self._encode = Batcher[tuple[Engine, str], np.ndarray](encode, self._thread, max_size=config.max_batch)
+        self._encode_images = Batcher[tuple[Engine, np.ndarray], np.ndarray](
+            encode_images, self._thread, max_size=min(config.max_batch, PICTURES_TOGETHER)
+        )
 
     async def versions(self, index: str | None) -> list[Loaded[Engine]]:
         return [await choose(self._live, index)]
 
+    def preprocess(self, version: Loaded[Engine]) -> Preprocess | None:
+        encoder = version.value.image_encoder
+        return None if encoder is None else encoder.preprocess
+
     async def vector(self, version: Loaded[Engine], query: str) -> np.ndarray:
         return await self._encode((version.value, query))
 
-    async def search(
-        self, version: Loaded[Engine], request: SearchRequest, vector: np.ndarray | None, lack: Lack | None
-    ) -> Answer:
-        return await self._run(version.value.answer, request, vector, lack)
+    async def image_vector(self, version: Loaded[Engine], picture: np.ndarray) -> np.ndarray:
+        return await self._encode_images((version.value, picture))
+
+    async def search(self, version: Loaded[Engine], request: SearchRequest, encoded: Encoded) -> Answer:
+        return await self._run(version.value.answer, request, encoded)
 
     async def similar(self, version: Loaded[Engine], request: SimilarRequest) -> Answer:
         return await self._run(version.value.answer_similar, request)
@@ -111,6 +132,12 @@ class FusedBackend:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
 
+def _encode_pictures(engine: Engine, pictures: list[np.ndarray]) -> Sequence[np.ndarray]:
+    if engine.image_encoder is None:
+        raise no_pictures()
+    return list(engine.image_encoder.encode(pictures))
+
+
 class SplitBackend:
     """Handles to the encoder and the scorer; the scorer asks the retrievers itself.
 
@@ -119,34 +146,42 @@ class SplitBackend:
     """
 
     def __init__(self, config: ServeConfig, telemetry: Telemetry, encoder: Any, scorer: Any):
-        self._live: Live[None] = follow(config, "gateway", telemetry, lambda ws, pair, before: None)
+        self._live: Live[Preprocess | None] = follow(config, "gateway", telemetry, _load_preprocess)
         self._encoder = encoder
         self._scorer = scorer
 
-    async def versions(self, index: str | None) -> list[Loaded[None]]:
+    async def versions(self, index: str | None) -> list[Loaded[Preprocess | None]]:
         first = await choose(self._live, index)
         others = (self._live.current, self._live.previous)
         return [first, *(each for each in others if each is not None and each.pair != first.pair)]
 
-    async def vector(self, version: Loaded[None], query: str) -> np.ndarray:
+    def preprocess(self, version: Loaded[Preprocess | None]) -> Preprocess | None:
+        return version.value
+
+    async def vector(self, version: Loaded[Any], query: str) -> np.ndarray:
         return await retried(partial(self._encoder.encode.remote, version.pair, query))
 
-    async def search(
-        self, version: Loaded[None], request: SearchRequest, vector: np.ndarray | None, lack: Lack | None
-    ) -> Answer:
-        return await retried(partial(self._scorer.search.remote, version.pair, request, vector, lack))
+    async def image_vector(self, version: Loaded[Any], picture: np.ndarray) -> np.ndarray:
+        return await retried(partial(self._encoder.encode_image.remote, version.pair, picture))
 
-    async def similar(self, version: Loaded[None], request: SimilarRequest) -> Answer:
+    async def search(self, version: Loaded[Any], request: SearchRequest, encoded: Encoded) -> Answer:
+        return await retried(partial(self._scorer.search.remote, version.pair, request, encoded))
+
+    async def similar(self, version: Loaded[Any], request: SimilarRequest) -> Answer:
         return await retried(partial(self._scorer.similar.remote, version.pair, request))
 
-    async def recommend(self, version: Loaded[None], request: RecommendRequest, coverage: Coverage | None) -> Answer:
+    async def recommend(self, version: Loaded[Any], request: RecommendRequest, coverage: Coverage | None) -> Answer:
         return await retried(partial(self._scorer.recommend.remote, version.pair, request, coverage))
 
-    async def item(self, version: Loaded[None], item_id: str) -> dict[str, Any]:
+    async def item(self, version: Loaded[Any], item_id: str) -> dict[str, Any]:
         return await retried(partial(self._scorer.item.remote, version.pair, item_id))
 
-    async def suggest(self, version: Loaded[None], prefix: str, k: int) -> list[Completion]:
+    async def suggest(self, version: Loaded[Any], prefix: str, k: int) -> list[Completion]:
         return await retried(partial(self._scorer.suggest.remote, version.pair, prefix, k))
+
+
+def _load_preprocess(ws: Workspace, pair: Pair, before: Preprocess | None) -> Preprocess | None:
+    return encoder_exports.image_preprocess(ws, ws.manifest("indexes", pair.index)["encoder"])
 
 
 async def retried(call: Callable[[], Awaitable[R]]) -> R:
@@ -196,13 +231,10 @@ class RemoteScorer:
         self._retrievers = retrievers
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rayrec-score")
 
-    async def search(self, pair: Pair, request: SearchRequest, vector: np.ndarray | None, lack: Lack | None) -> Answer:
-        probe, found = None, list[Found]()
-        if request.query:
-            mode = "lexical" if vector is None else request.mode
-            probe = self._part.scorer(pair).probe(request.query, mode, vector)
-            found = await self._retrievers.find(pair, probe)
-        return await self._run(self._part.answer, pair, request, probe, found, lack)
+    async def search(self, pair: Pair, request: SearchRequest, encoded: Encoded) -> Answer:
+        probe = self._part.scorer(pair).probe(request, encoded)
+        found = [] if probe is None else await self._retrievers.find(pair, probe)
+        return await self._run(self._part.answer, pair, request, probe, found, encoded)
 
     async def similar(self, pair: Pair, request: SimilarRequest) -> Answer:
         scorer = self._part.scorer(pair)

@@ -5,6 +5,7 @@ through it. Nothing it logs or counts holds a query, a key or an id of a shopper
 """
 
 import asyncio
+import contextlib
 import logging
 import re
 import secrets
@@ -30,6 +31,7 @@ from rayrec.errors import (
     Unavailable,
 )
 from rayrec.serving.auth import COOKIE, Keys
+from rayrec.serving.bodies import Bodies, call_it_json, replay
 from rayrec.serving.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -43,10 +45,8 @@ STATUS: dict[type[RayrecError], tuple[int, str]] = {
     Unavailable: (503, "unavailable"),
     Overloaded: (429, "overloaded"),
 }
-_STALE = {"stale_cursor": 409}
+_STATUS_OF = {"stale_cursor": 409, "invalid_image": 422}  # of an InvalidRequest's code; else 400
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# also one that does not end, or every quote in it would be tried as a beginning
-_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)', re.DOTALL)
 _BODIES = ("POST", "PUT", "PATCH", "DELETE")
 _PAGE_CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -61,7 +61,7 @@ def error_response(error: Exception, request_id: str) -> tuple[int, dict[str, st
     """(status, headers, body) of an error, in the one shape. One that nobody expects is logged, and tells nothing."""
     headers, field, hint = {}, None, None
     if isinstance(error, InvalidRequest):
-        status, code, message = _STALE.get(error.code, 400), error.code, error.message
+        status, code, message = _STATUS_OF.get(error.code, 400), error.code, error.message
         field, hint = error.field, error.hint
     else:
         found = next(((status, code) for kind, (status, code) in STATUS.items() if isinstance(error, kind)), None)
@@ -90,6 +90,7 @@ class Edge:
         self._config = config
         self._keys = keys
         self._telemetry = telemetry
+        self._bodies = Bodies(config)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -102,6 +103,7 @@ class Edge:
         scope.setdefault("state", {})["request_id"] = request_id
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         status = 0
+        held = contextlib.ExitStack()
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -114,9 +116,9 @@ class Edge:
             self._identify(scope, headers, path)
             body = None
             if scope["method"] in _BODIES:
-                body = await self._read(receive, headers)
-                _call_it_json(scope)
-            call = self._app(scope, receive if body is None else _replay(body, receive), send_with_headers)
+                body = await self._bodies.read(receive, headers, path, held)
+                call_it_json(scope)
+            call = self._app(scope, receive if body is None else replay(body, receive), send_with_headers)
             await asyncio.wait_for(call, self._deadline_s(headers))
         except Exception as error:  # the edge of the service: whatever is thrown becomes the one shape
             if status:  # too late to say anything else
@@ -126,6 +128,7 @@ class Edge:
             code, more, content = error_response(error, request_id)
             await respond(send_with_headers, code, more, content)
         finally:
+            held.close()
             route = getattr(scope.get("route"), "path", "other")
             self._telemetry.requests.labels(route, str(status or _GONE)).inc()
             self._telemetry.latency.labels(route).observe(time.perf_counter() - started)
@@ -176,60 +179,6 @@ class Edge:
         """Against pages elsewhere that make their own name point here (DNS rebinding)."""
         host = re.sub(r":\d+$", "", headers.get("host", "")).lower()
         return host in self._config.allowed_hosts
-
-    # -- bodies -----------------------------------------------------------------------------------
-
-    async def _read(self, receive: Receive, headers: Headers) -> bytes:
-        """The whole body. Raises TooLarge."""
-        limit = self._config.max_body_bytes
-        told = headers.get("content-length", "0")
-        if told.isdecimal() and int(told) > limit:
-            raise TooLarge(f"body: over {limit} bytes")
-        chunks, size, more = [], 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                break
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > limit:
-                raise TooLarge(f"body: over {limit} bytes")
-            more = message.get("more_body", False)
-        body = b"".join(chunks)
-        # brackets within strings count too: a body with so many of them has to be read more closely
-        if body.count(b"{") + body.count(b"[") > self._config.max_depth and _depth(body) > self._config.max_depth:
-            raise TooLarge(f"body: nested deeper than {self._config.max_depth}")
-        return body
-
-
-def _call_it_json(scope: Scope) -> None:
-    """Bodies are JSON, also where a client (curl -d, say) sends them under another name."""
-    others = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
-    scope["headers"] = [*others, (b"content-type", b"application/json")]
-
-
-def _depth(body: bytes) -> int:
-    """How deep JSON nests."""
-    bare = _TEXT.sub(b"", body)
-    deepest = now = 0
-    for bracket in re.findall(rb"[\[\]{}]", bare):
-        now += 1 if bracket in b"[{" else -1
-        deepest = max(deepest, now)
-    return deepest
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that hands on a body which was read already, then what comes after it."""
-    handed = False
-
-    async def replay() -> Message:
-        nonlocal handed
-        if handed:
-            return await receive()
-        handed = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay
 
 
 def _add_headers(headers: MutableHeaders, path: str, request_id: str | None) -> None:

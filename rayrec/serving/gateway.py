@@ -10,18 +10,21 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 from cachetools import LRUCache
 
-from rayrec.answer import Answer, Coverage, Lack, cursor_index
+from rayrec.answer import Answer, Coverage, Encoded, Lack, cursor_index
 from rayrec.config import ServeConfig
+from rayrec.engine import POPULAR
 from rayrec.errors import Overloaded, RayrecError, Unavailable, VersionNotLoaded
+from rayrec.photo import Photo, no_pictures
 from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.serving.backends import Backend
+from rayrec.serving.photos import Decoder
 from rayrec.serving.telemetry import Telemetry
 from rayrec.serving.versions import Loaded
 
@@ -31,7 +34,7 @@ R = TypeVar("R")
 
 _WORDS_FROM, _POPULAR_FROM = 0.5, 0.75  # of max_in_flight
 _BUSY_WORDS = "busy: answered by words alone"
-_BUSY_POPULAR = "busy: answered with what is popular"
+_BUSY_POPULAR = f"busy: {POPULAR}"
 
 
 class Gateway:
@@ -42,6 +45,7 @@ class Gateway:
         self.backend = backend
         self.telemetry = telemetry
         self.replica = replica
+        self._decoder = Decoder(config)
         self._in_flight = 0
         self._vectors: LRUCache = LRUCache(config.cached_vectors)
 
@@ -54,20 +58,26 @@ class Gateway:
         return self._finished("search", answer, started)
 
     async def _search(self, version: Loaded[Any], request: SearchRequest, load: float) -> Answer:
-        if request.query and load >= _POPULAR_FROM:
+        if (request.query or request.photo) and load >= _POPULAR_FROM:
             return await self._popular(version, request)
-        vector, lack = None, None
-        if request.wants_vector:
-            vector, lack = await self._try_vector(version, request.query, load)
+        query = self._query_vector(version, request, load)
+        if request.photo is None:
+            encoded = Encoded.of(await query, None)
+        else:
+            photo = self._photo_vector(version, request, request.photo, load)
+            encoded = Encoded.of(*await asyncio.gather(query, photo))
+        if encoded.why:
+            self.telemetry.degraded.labels("search", "words" if request.query else "popular").inc()
         with self._stage("answer"):
-            return await self.backend.search(version, request, vector, lack)
+            return await self.backend.search(version, request, encoded)
 
     async def _popular(self, version: Loaded[Any], request: SearchRequest) -> Answer:
         """What is popular under the request's filters, in one page. Raises Overloaded for any page but the first."""
         if request.cursor is not None or request.page > 1:
             raise Overloaded("too busy to page through a search; try again")
         self.telemetry.degraded.labels("search", "popular").inc()
-        answer = await self.backend.search(version, replace(request, query="", sort="popular"), None, None)
+        popular = replace(request, query="", image=None, sort="popular")
+        answer = await self.backend.search(version, popular, Encoded())
         return replace(answer, cursor=None, coverage=Coverage(degraded=True, why=_BUSY_POPULAR))
 
     async def similar(self, request: SimilarRequest) -> dict[str, Any]:
@@ -92,6 +102,10 @@ class Gateway:
         """Raises NotFound, Overloaded, Unavailable."""
         with self._admitted():
             return {"item": await self._by_a_version(lambda version: self.backend.item(version, item_id))}
+
+    async def sees_photos(self) -> bool:
+        """Whether what answers now can be searched by photo."""
+        return self.backend.preprocess((await self.backend.versions(None))[0]) is not None
 
     async def suggest(self, prefix: str, k: int) -> dict[str, Any]:
         """Raises Overloaded, Unavailable."""
@@ -124,36 +138,59 @@ class Gateway:
             self._in_flight -= 1
             self.telemetry.in_flight.set(self._in_flight)
 
-    async def _try_vector(self, version: Loaded[Any], query: str, load: float) -> tuple[np.ndarray | None, Lack | None]:
-        key = (version.pair, query)
+    async def _query_vector(
+        self, version: Loaded[Any], request: SearchRequest, load: float
+    ) -> np.ndarray | Lack | None:
+        if not request.wants_vector:
+            return None
+        key = (version.pair, request.query)
+        known = self._known(key, load, _BUSY_WORDS)
+        if known is not None:
+            return known
+        return await self._try(key, "encoder", self.backend.vector(version, request.query))
+
+    async def _photo_vector(
+        self, version: Loaded[Any], request: SearchRequest, photo: Photo, load: float
+    ) -> np.ndarray | Lack:
+        """Raises InvalidRequest for a photo that cannot be read or searched with."""
+        preprocess = self.backend.preprocess(version)
+        if preprocess is None:
+            raise no_pictures()
+        key = (version.pair, "photo", photo.digest)
+        known = self._known(key, load, _BUSY_WORDS if request.query else "busy")
+        if known is not None:
+            return known
+        with self._stage("decode"):
+            picture = await self._decoder.picture(photo, preprocess)
+        return await self._try(key, "image encoder", self.backend.image_vector(version, picture))
+
+    def _known(self, key: Hashable, load: float, busy: str) -> np.ndarray | Lack | None:
+        """A vector that is kept, why none is made now, or None: make it."""
         known = self._vectors.get(key)
         if self.config.cached_vectors:
             self.telemetry.cache.labels("vector", "miss" if known is None else "hit").inc()
-        if known is not None:
-            return known, None
-        if load >= _WORDS_FROM:
-            self.telemetry.degraded.labels("search", "words").inc()
-            return None, Lack("skipped", _BUSY_WORDS)
-        budget_s = self.config.encode_budget_ms / 1000
+        if known is None and load >= _WORDS_FROM:
+            return Lack("skipped", busy)
+        return known
+
+    async def _try(self, key: Hashable, name: str, vector: Awaitable[np.ndarray]) -> np.ndarray | Lack:
+        """A vector within the budget, kept under `key`, or why there is none. Raises VersionNotLoaded."""
         try:
             with self._stage("encode"):
-                vector = await asyncio.wait_for(self.backend.vector(version, query), budget_s)
+                found = await asyncio.wait_for(vector, self.config.encode_budget_ms / 1000)
         except (TimeoutError, asyncio.TimeoutError):
-            why = f"the encoder took longer than {self.config.encode_budget_ms} ms"
+            return Lack("failed", f"the {name} took longer than {self.config.encode_budget_ms} ms")
         except VersionNotLoaded:
             raise
         except RayrecError as error:
-            why = str(error)
-        except Exception as error:  # whatever a runtime throws, words still answer, and the answer says so
+            return Lack("failed", str(error))
+        except Exception as error:  # whatever a runtime throws, what is left still answers, and the answer says so
             # never the message: it may hold the query
-            log.error("encoding a query failed: %s", type(error).__name__)
-            why = f"the encoder failed ({type(error).__name__})"
-        else:
-            if self.config.cached_vectors:
-                self._vectors[key] = vector
-            return vector, None
-        self.telemetry.degraded.labels("search", "words").inc()
-        return None, Lack("failed", why)
+            log.error("the %s failed: %s", name, type(error).__name__)
+            return Lack("failed", f"the {name} failed ({type(error).__name__})")
+        if self.config.cached_vectors:
+            self._vectors[key] = found
+        return found
 
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -163,7 +200,7 @@ class Gateway:
 
     def _finished(self, route: str, answer: Answer, started: float) -> dict[str, Any]:
         values = answer.to_dict()
-        for part in ("lexical", "dense", "behavior"):
+        for part in ("lexical", "dense", "image", "behavior"):
             self.telemetry.coverage.labels(route, part, values["coverage"][part]).inc()
         return {
             **values,

@@ -3,6 +3,7 @@
 Answers leave as bytes that are made once; their models are what OpenAPI shows, and tests hold answers to them.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from importlib import resources
 from importlib.metadata import version
@@ -30,6 +31,7 @@ from rayrec.serving.models import (
     SearchBody,
     SuggestAnswer,
 )
+from rayrec.serving.photos import from_text
 
 MetricsText = Callable[[], Awaitable[str]]
 
@@ -49,7 +51,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     405: {"model": ErrorModel, "description": "Not this method"},
     409: {"model": ErrorModel, "description": "A cursor of a version that no longer answers"},
     413: {"model": ErrorModel, "description": "A body too large or too deep"},
-    422: {"model": ErrorModel, "description": "A body that does not fit its description"},
+    422: {"model": ErrorModel, "description": "A body that does not fit its description, or an image that is none"},
     429: {"model": ErrorModel, "description": "Beyond capacity; see Retry-After"},
     503: {"model": ErrorModel, "description": "Not answered in time; see Retry-After"},
 }
@@ -94,10 +96,11 @@ def _add_answers(app: FastAPI, gateway: Gateway) -> None:
     def answers(model: type[BaseModel], summary: str) -> dict[str, Any]:
         return {**options, "summary": summary, "responses": {**_ERRORS, 200: {"model": model}}}
 
-    @app.post("/v1/search", **answers(AnswerModel, "Items for a query, with filters, facets and pages"))
+    @app.post("/v1/search", **answers(AnswerModel, "Items for words or a photo, with filters, facets and pages"))
     async def search(request: Request, body: SearchBody) -> Response:
-        asked = body.model_dump(exclude={"user_id", "session_id"})
-        return _json(request, await gateway.search(SearchRequest(**asked)))
+        asked = body.model_dump(exclude={"user_id", "session_id", "image"})
+        image = None if body.image is None else await asyncio.to_thread(from_text, body.image)
+        return _json(request, await gateway.search(SearchRequest(**asked, image=image)))
 
     @app.get("/v1/suggest", **answers(SuggestAnswer, "Completions while typing"))
     async def suggest(
@@ -128,8 +131,13 @@ def _add_answers(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/v1/page", **answers(PageAnswer, "What the web page shows"))
     async def page(request: Request) -> Response:
         config = gateway.config
-        facets = ["category", "brand", "price_cents", "available"]
-        return _json(request, {"name": config.page_name, "facets": facets, "shoppers": config.page_shoppers})
+        shown = {
+            "name": config.page_name,
+            "facets": ["category", "brand", "price_cents", "available"],
+            "shoppers": config.page_shoppers,
+            "photo_search": await gateway.sees_photos(),
+        }
+        return _json(request, shown)
 
 
 def _add_operations(app: FastAPI, metrics: MetricsText) -> None:

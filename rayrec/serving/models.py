@@ -39,9 +39,16 @@ Filters = Annotated[
 
 
 class SearchBody(Strict):
-    """A search. Without a query, everything, popular first."""
+    """A search by words, by a photo, or by both together. Without either, everything, popular first."""
 
     query: str = Field("", max_length=MAX_QUERY_CHARS, examples=["frozen pizza"])
+    image: str | None = Field(
+        None,
+        min_length=1,
+        description="a photo to search with: a JPEG, PNG, WebP, GIF or BMP file in base64, bare or as a data: URL; "
+        "by default up to 6 MiB and 24 million pixels. Only for an index with pictures",
+        json_schema_extra={"contentEncoding": "base64"},
+    )
     user_id: _ID | None = Field(None, description="who asks; search does not use it yet")
     session_id: _ID | None = None
     filters: Filters | None = Field(
@@ -146,6 +153,7 @@ class PageAnswer(BaseModel):
     name: str
     facets: list[str]
     shoppers: list[str]
+    photo_search: bool
 
 
 class ErrorDetail(BaseModel):

@@ -5,15 +5,18 @@ name the pair they want and fall back on the other where a part is not there yet
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from rayrec import encoder_exports
-from rayrec.answer import Answer, Coverage, Lack
+from rayrec.answer import Answer, Encoded
 from rayrec.config import ServeConfig
 from rayrec.encoders.base import Encoder
+from rayrec.encoders.image import ImageEncoder
 from rayrec.engine import Engine, fusion_weights, search_coverage
 from rayrec.errors import IncompatibleArtifact
+from rayrec.photo import no_pictures
 from rayrec.request import SearchRequest
 from rayrec.retrieval.base import Found, Hits, Probe
 from rayrec.retrieval.shards import Shard, Shards
@@ -23,6 +26,7 @@ from rayrec.serving.versions import Live, Pair, T
 from rayrec.workspace import Workspace
 
 _WARM_UP = "warm up"
+_WARM_UP_PICTURE = np.zeros((8, 8, 3), np.uint8)
 
 
 def follow(
@@ -58,31 +62,56 @@ def load_engine(config: ServeConfig) -> Callable[[Workspace, Pair, Engine | None
         )
         engine.search(_WARM_UP, facets=("brand", "category", "price_cents"))
         engine.recommend(k=1)
+        if engine.image_encoder is not None:
+            engine.image_encoder.encode([_WARM_UP_PICTURE])
         return engine
 
     return load
 
 
+class Encoders(NamedTuple):
+    """An index's encoders; images is None, and its export too, for one without pictures."""
+
+    texts: Encoder
+    images: ImageEncoder | None
+    export: str | None
+
+
 class QueryEncoder:
-    """Queries -> vectors in the space of an index."""
+    """Queries and photos -> vectors in the space of an index."""
 
     def __init__(self, config: ServeConfig, telemetry: Telemetry):
         self._telemetry = telemetry
-        self._live = follow(config, "encoder", telemetry, _load_encoder)
+        self._live = follow(config, "encoder", telemetry, _load_encoders)
 
     def encode(self, pair: Pair, queries: Sequence[str]) -> np.ndarray:
         """float32 (B, D). Raises VersionNotLoaded."""
         self._telemetry.batch.labels("encode").observe(len(queries))
-        return self._live.get(pair).value.encode(queries, "query")
+        return self._live.get(pair).value.texts.encode(queries, "query")
+
+    def encode_images(self, pair: Pair, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 (B, D) of uint8 (H, W, 3). Raises VersionNotLoaded, InvalidRequest for an index without pictures."""
+        self._telemetry.batch.labels("encode_images").observe(len(pictures))
+        encoder = self._live.get(pair).value.images
+        if encoder is None:
+            raise no_pictures()
+        return encoder.encode(pictures)
 
 
-def _load_encoder(ws: Workspace, pair: Pair, before: Encoder | None) -> Encoder:
+def _load_encoders(ws: Workspace, pair: Pair, before: Encoders | None) -> Encoders:
     wanted = ws.manifest("indexes", pair.index)["encoder"]
-    if before is not None and str(before.id) == wanted["query_id"]:
-        return before
-    encoder = encoder_exports.open_for(ws, wanted)
-    encoder.encode([_WARM_UP], "query")
-    return encoder
+    export = (wanted.get("images") or {}).get("export")
+    if before is not None and str(before.texts.id) == wanted["query_id"]:
+        texts = before.texts
+    else:
+        texts = encoder_exports.open_for(ws, wanted)
+        texts.encode([_WARM_UP], "query")
+    if before is not None and before.export == export:
+        return Encoders(texts, before.images, export)
+    images = encoder_exports.open_images(ws, wanted)
+    if images is not None:
+        images.encode([_WARM_UP_PICTURE])
+    return Encoders(texts, images, export)
 
 
 class Retriever:
@@ -139,11 +168,9 @@ class ScorerPart:
         return self._live.get(pair).value
 
     def answer(
-        self, pair: Pair, request: SearchRequest, probe: Probe | None, found: Sequence[Found], lack: Lack | None
+        self, pair: Pair, request: SearchRequest, probe: Probe | None, found: Sequence[Found], encoded: Encoded
     ) -> Answer:
-        """A search from what the shards found for its probe; no probe, no query."""
+        """A search from what the shards found for its probe; no probe, what is popular."""
         scorer = self.scorer(pair)
-        vector = None if probe is None else probe.vector
-        coverage: Coverage = search_coverage(request, vector, lack)
-        scored = scorer.everything() if probe is None else scorer.scored(probe, list(found), request.mode)
-        return scorer.search(request, scored, coverage)
+        scored = scorer.everything() if probe is None else scorer.scored(probe, list(found))
+        return scorer.search(request, scored, search_coverage(probe, encoded))

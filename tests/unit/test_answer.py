@@ -9,6 +9,7 @@ from rayrec.answer import Answer, Coverage, Hit, cursor_index, fingerprint, make
 from rayrec.errors import InvalidRequest
 
 REQUEST = fingerprint("pizza", {"brand": ["Acme"]}, "relevance", "hybrid", 24)
+PARTS = "lexical dense"
 
 
 def _encoded(value):
@@ -17,7 +18,7 @@ def _encoded(value):
 
 def _refusal(cursor, index="v1", request=REQUEST):
     with pytest.raises(InvalidRequest) as caught:
-        read_cursor(cursor, index, request, False)
+        read_cursor(cursor, index, request, PARTS)
     assert caught.value.field == "cursor"
     return caught.value.code
 
@@ -25,27 +26,27 @@ def _refusal(cursor, index="v1", request=REQUEST):
 @settings(max_examples=40, deadline=None)
 @given(index=st.text(), page=st.integers(1))
 def test_a_cursor_carries_its_page_and_is_safe_in_a_url(index, page):
-    cursor = make_cursor(index, REQUEST, page, False)
-    assert read_cursor(cursor, index, REQUEST, False) == page
+    cursor = make_cursor(index, REQUEST, page, PARTS)
+    assert read_cursor(cursor, index, REQUEST, PARTS) == page
     assert cursor_index(cursor) == index
     assert cursor.replace("-", "").replace("_", "").isalnum()
 
 
 def test_a_cursor_of_another_index_is_stale():
-    assert _refusal(make_cursor("v0", REQUEST, 2, False)) == "stale_cursor"
+    assert _refusal(make_cursor("v0", REQUEST, 2, PARTS)) == "stale_cursor"
 
 
 def test_a_cursor_of_answers_by_other_parts_is_stale():
-    assert _refusal(make_cursor("v1", REQUEST, 2, True)) == "stale_cursor"
+    assert _refusal(make_cursor("v1", REQUEST, 2, "lexical")) == "stale_cursor"
 
 
 def test_a_cursor_of_another_request_is_refused():
-    assert _refusal(make_cursor("v1", fingerprint("cable"), 2, False)) == "invalid_cursor"
+    assert _refusal(make_cursor("v1", fingerprint("cable"), 2, PARTS)) == "invalid_cursor"
 
 
 @pytest.mark.parametrize("page", [0, -1, 1.5, "2", None, [1]])
 def test_a_cursor_with_a_forged_page_is_refused(page):
-    assert _refusal(_encoded({"i": "v1", "r": REQUEST, "p": page, "d": False})) == "invalid_cursor"
+    assert _refusal(_encoded({"i": "v1", "r": REQUEST, "p": page, "c": PARTS})) == "invalid_cursor"
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_a_cursor_with_a_forged_page_is_refused(page):
         "abc",
         "é",
         "\x00",
-        make_cursor("v1", REQUEST, 2, False)[:-4],
+        make_cursor("v1", REQUEST, 2, PARTS)[:-4],
         "!" * 8,
         _encoded("x"),
         _encoded([1]),

@@ -6,12 +6,13 @@ import { byId, el, repaint } from "./dom.js";
 import { setUpDrawer } from "./drawer.js";
 import { paintChips, paintFilters, paintFilterSkeleton } from "./filters.js";
 import { formatCount, formatTotal } from "./format.js";
+import { photoChip, photoOf, setUpPhotos, takePhoto } from "./photo.js";
 import * as results from "./results.js";
 import { chosenValues, forYouUrl, memory, readState, searchUrl, SORTS, toggled, urlOf } from "./state.js";
 import { emptyText, headingOf, ideasFor, introOf, loadNextPage, loadView } from "./views.js";
 
 const REMEMBERED_ANSWERS = 20;
-const UNKNOWN_SHOP = { name: "rayrec", facets: [], shoppers: [] };
+const UNKNOWN_SHOP = { name: "rayrec", facets: [], shoppers: [], photo_search: false };
 let shop = UNKNOWN_SHOP; // until /v1/page has answered
 let state;
 let answer = null; // all pages of what is shown
@@ -40,6 +41,7 @@ function visit(url) {
 /** The box shows the query of the address; later paints leave it alone, for somebody may be typing. */
 function readAddress() {
   state = readState(location.search);
+  if (state.photo && !photoOf(state.photo)) forgetPhoto();
   box.close();
   input.value = state.view === "search" ? state.q : "";
 }
@@ -55,6 +57,28 @@ function search(query) {
 const refine = (filters) => visit(urlOf({ ...state, filters }));
 const toggleFilter = (field, value) => refine(toggled(state.filters, field, value));
 const clearFilters = () => refine({});
+
+/** The words in the box go along with the photo, sent or not. */
+async function searchByPhoto(file) {
+  try {
+    const changes = { q: input.value.trim(), photo: await takePhoto(file) };
+    visit(state.view === "search" ? urlOf({ ...state, ...changes }) : searchUrl(changes));
+  } catch {
+    const what = { message: "Your browser cannot read this file as a picture.", hint: "try a JPEG, PNG or WebP" };
+    results.showError(new ApiError(0, what), { keep: true, onRetry: () => byId("photo-button").click() });
+  }
+}
+
+function removePhoto() {
+  visit(urlOf({ ...state, photo: null }));
+  byId("photo-button").focus({ preventScroll: true });
+}
+
+/** An address from another tab names a photo that is not here. */
+function forgetPhoto() {
+  state = { ...state, photo: null };
+  history.replaceState(history.state, "", urlOf(state));
+}
 
 function pickShopper(user) {
   memory.set("shopper", user);
@@ -175,11 +199,13 @@ function paintControls() {
   if (answer?.view === "search") counted = answer;
   currency = answer?.hits.find((hit) => hit.item.currency)?.item.currency ?? currency;
   document.body.dataset.view = state.view;
+  byId("photo-button").hidden = !shop.photo_search;
   byId("sort").value = state.sort;
   byId("explain-toggle").setAttribute("aria-checked", String(explain));
   paintTabs();
   paintHeading();
-  paintChips(byId("chips"), searching ? state.filters : {}, currency, toggleFilter, clearFilters);
+  const photo = searching && state.photo ? photoChip(state.photo, removePhoto) : null;
+  paintChips(byId("chips"), photo, searching ? state.filters : {}, currency, toggleFilter, clearFilters);
   paintChosenCount(chosenValues(state.filters).length);
   const { facets, total } = counted;
   const shown = { fields: shop.facets, facets, filters: state.filters, total, currency };
@@ -269,6 +295,7 @@ document.addEventListener("click", followLink);
 document.addEventListener("keydown", focusSearch);
 addEventListener("popstate", onPopState);
 setUpDrawer();
+setUpPhotos(searchByPhoto);
 
 for (const [value, label] of Object.entries(SORTS)) byId("sort").append(el("option", { value }, label));
 readAddress();

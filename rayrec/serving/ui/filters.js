@@ -178,11 +178,12 @@ function holdsChoice(node, chosen) {
 
 // -- chips --------------------------------------------------------------------------------------
 
-export function paintChips(root, filters, currency, onRemove, onClear) {
+/** first: a chip that stands before those of filters, or null. */
+export function paintChips(root, first, filters, currency, onRemove, onClear) {
   const chips = chosenValues(filters).map(([field, value]) => chip(field, value, currency, onRemove));
   const attributes = { class: "link", type: "button", "data-testid": "clear-filters", onclick: onClear };
   const clear = el("button", attributes, "Clear all");
-  repaint(root, chips.length ? [...chips, clear] : []);
+  repaint(root, first, chips, chips.length > 0 && clear);
 }
 
 function chip(field, value, currency, onRemove) {

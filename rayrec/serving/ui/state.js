@@ -1,5 +1,5 @@
 /**
- * What the page shows, as a value: {view, q, sort, filters, item, user}. It lives in the address, so that back,
+ * What the page shows, as a value: {view, q, photo, sort, filters, item, user}. It lives in the address, so that back,
  * forward, reload and a sent link all show the same; every function here returns a new state.
  */
 
@@ -23,6 +23,7 @@ export function readState(search) {
   return {
     view: VIEWS.includes(view) ? view : "search",
     q: params.get("q") ?? "",
+    photo: params.get("photo"),
     sort: Object.hasOwn(SORTS, sort) ? sort : "relevance",
     filters: readFilters(params),
     item: params.get("item") ?? "",
@@ -59,6 +60,7 @@ export function urlOf(state) {
   if (state.view === "for-you" && state.user !== null) params.set("user", state.user);
   if (state.view === "search") {
     if (state.q) params.set("q", state.q);
+    if (state.photo) params.set("photo", state.photo);
     if (state.sort !== "relevance") params.set("sort", state.sort);
     for (const [field, value] of chosenValues(state.filters)) params.append(field, value);
   }

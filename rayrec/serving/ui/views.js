@@ -3,6 +3,7 @@
 import { fetchItem, recommendItems, searchItems, similarItems, suggest } from "./api.js";
 import { seedPanel } from "./cards.js";
 import { appLink, el, icon } from "./dom.js";
+import { photoOf } from "./photo.js";
 import { shopperForm } from "./shopper.js";
 
 const PAGE_SIZE = 24;
@@ -29,14 +30,16 @@ export function loadNextPage(state, cursor, explain, options) {
   return searchItems({ ...searchRequest(state, explain), cursor }, options);
 }
 
-function searchRequest({ q, filters, sort }, explain) {
-  return { query: q, filters, sort, page_size: PAGE_SIZE, explain };
+function searchRequest({ q, photo, filters, sort }, explain) {
+  const image = photo ? { image: photoOf(photo) } : {};
+  return { query: q, ...image, filters, sort, page_size: PAGE_SIZE, explain };
 }
 
 export function headingOf(state, seed) {
   if (state.view === "similar") return seed ? `Similar to ${seed.title}` : "Similar items";
   if (state.view === "for-you") return state.user ? `For shopper ${state.user}` : "Popular now";
-  return state.q ? `Results for “${state.q}”` : "All items";
+  if (!state.q) return state.photo ? "Items like your photo" : "All items";
+  return state.photo ? `Results for “${state.q}” and your photo` : `Results for “${state.q}”`;
 }
 
 /** What stands above the heading. before: {url, onBack} of the way back from similar items. */
@@ -57,6 +60,7 @@ export function emptyText(state) {
   const title = state.q ? `No results for “${state.q}”` : "No results";
   const filtered = Object.keys(state.filters).length > 0;
   if (filtered) return { title, text: "No item passes all chosen filters." };
+  if (state.photo) return { title, text: "Try another photo, or other words." };
   return { title, text: "Check the spelling, or try fewer or more general words." };
 }
 

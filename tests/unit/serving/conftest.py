@@ -17,7 +17,7 @@ from rayrec.serving.gateway import Gateway
 from rayrec.serving.http import create_app
 from rayrec.serving.telemetry import Telemetry, exposition
 from rayrec.workspace import Workspace
-from tests.fakes import FakeEncoder, make_catalog, make_shoppers, publish_index
+from tests.fakes import FakeEncoder, FakeImageEncoder, make_catalog, make_shoppers, publish_index
 
 
 @pytest.fixture(scope="session")
@@ -30,16 +30,43 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def published_with_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same shop in an index that can be searched by photo."""
+    root = tmp_path_factory.mktemp("pictures")
+    items = make_catalog()
+    ws = Workspace.open(root)
+    ws.promote(index=publish_index(ws, items, make_shoppers(items)[0], shards=2, images=True))
+    return root
+
+
 @pytest.fixture(autouse=True)
-def fake_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every index in these tests is of the fake encoder's space."""
+def fake_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every index in these tests is of the fake encoders' space."""
+
+    def images(ws: Workspace, encoder: dict[str, Any]) -> FakeImageEncoder | None:
+        return FakeImageEncoder() if encoder["images"] else None
+
+    def preprocess(ws: Workspace, encoder: dict[str, Any]) -> Any:
+        return FakeImageEncoder().preprocess if encoder["images"] else None
+
     monkeypatch.setattr(encoder_exports, "open_for", lambda ws, encoder, **_: FakeEncoder())
+    monkeypatch.setattr(encoder_exports, "open_images", images)
+    monkeypatch.setattr(encoder_exports, "image_preprocess", preprocess)
 
 
 @pytest.fixture
 def ws(published: Path, tmp_path: Path) -> Workspace:
     """The published index in a workspace of the test's own, whose pointer and keys it may move."""
-    root = tmp_path / "ws"
+    return _own(published, tmp_path / "ws")
+
+
+@pytest.fixture
+def ws_with_pictures(published_with_pictures: Path, tmp_path: Path) -> Workspace:
+    return _own(published_with_pictures, tmp_path / "pictures")
+
+
+def _own(published: Path, root: Path) -> Workspace:
     root.mkdir()
     (root / "indexes").mkdir()
     for version in (published / "indexes").iterdir():
@@ -113,10 +140,10 @@ class App:
 
 @pytest.fixture
 def make_app(ws: Workspace) -> Callable[..., App]:
-    def make(backend: Any = None, **settings: Any) -> App:
-        config = ServeConfig(workspace=ws.uri, poll_s=0.05, **settings)
+    def make(backend: Any = None, of: Workspace = ws, **settings: Any) -> App:
+        config = ServeConfig(workspace=of.uri, poll_s=0.05, **settings)
         telemetry = Telemetry()
-        keys = Keys(ws)
+        keys = Keys(of)
         secrets = {name: keys.create(name)[1] for name in ("read", "events", "admin")}
         gateway = Gateway(config, backend or FusedBackend(config, telemetry), telemetry, "r1")
 

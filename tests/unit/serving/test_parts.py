@@ -10,12 +10,14 @@ import pytest
 
 from rayrec.config import ServeConfig
 from rayrec.errors import IncompatibleArtifact, InvalidRequest, NotFound, Unavailable, VersionNotLoaded
+from rayrec.photo import Photo
 from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.serving.backends import FusedBackend, RemoteRetrievers, RemoteScorer, SplitBackend, retried
 from rayrec.serving.gateway import Gateway
 from rayrec.serving.parts import QueryEncoder, Retriever, ScorerPart
 from rayrec.serving.telemetry import Telemetry
 from rayrec.serving.versions import Pair
+from tests.fakes import make_photo
 
 
 class Handle:
@@ -24,13 +26,15 @@ class Handle:
     def __init__(self, part: Any):
         self._part = part
         self.dead = 0
+        self.travelled: list[bytes] = []
 
     def __getattr__(self, name: str) -> Any:
         async def call(*args: Any) -> Any:
             if self.dead:
                 self.dead -= 1
                 raise ConnectionError("the replica died")
-            answer = getattr(self._part, name)(*pickle.loads(pickle.dumps(args)))
+            self.travelled.append(pickle.dumps(args))
+            answer = getattr(self._part, name)(*pickle.loads(self.travelled[-1]))
             return pickle.loads(pickle.dumps(await answer if asyncio.iscoroutine(answer) else answer))
 
         return type("Method", (), {"remote": staticmethod(call)})
@@ -42,6 +46,9 @@ class EncoderSide:
 
     def encode(self, pair: Pair, query: str) -> np.ndarray:
         return self.part.encode(pair, [query])[0]
+
+    def encode_image(self, pair: Pair, picture: np.ndarray) -> np.ndarray:
+        return self.part.encode_images(pair, [picture])[0]
 
 
 class RetrieverSide:
@@ -57,6 +64,10 @@ class RetrieverSide:
 
 @pytest.fixture
 def split(ws) -> tuple[SplitBackend, dict[str, Handle]]:
+    return _split(ws)
+
+
+def _split(ws: Any) -> tuple[SplitBackend, dict[str, Handle]]:
     config = ServeConfig(workspace=ws.uri, topology="split", shards=2, poll_s=0.02)
     telemetry = Telemetry()
     retrievers = [Handle(RetrieverSide(Retriever(config, shard, telemetry))) for shard in range(2)]
@@ -91,6 +102,43 @@ ASKS = [
 def test_split_answers_as_fused_does(ws, split, ask):
     fused = FusedBackend(ServeConfig(workspace=ws.uri), Telemetry())
     assert _ask(split[0], ws, ask) == _ask(fused, ws, ask)
+
+
+PHOTO = Photo.of(make_photo("red", (600, 400), "JPEG"))
+PHOTO_ASKS = [
+    lambda g: g.search(SearchRequest(image=PHOTO, explain=True, facets=("brand",))),
+    lambda g: g.search(SearchRequest("acme", image=PHOTO, explain=True, filters={"available": True})),
+    lambda g: g.search(SearchRequest("acme", image=PHOTO, mode="dense", sort="price_asc")),
+    lambda g: g.search(SearchRequest("acme", image=PHOTO, mode="lexical")),
+]
+
+
+@pytest.mark.parametrize("ask", PHOTO_ASKS)
+def test_split_answers_photos_as_fused_does(ws_with_pictures, ask):
+    fused = FusedBackend(ServeConfig(workspace=ws_with_pictures.uri), Telemetry())
+    backend, handles = _split(ws_with_pictures)
+    assert _ask(backend, ws_with_pictures, ask) == _ask(fused, ws_with_pictures, ask)
+    # what travels: the photo's name, and a picture as large as the encoder wants it
+    assert not any(PHOTO.content in sent for handle in handles.values() for sent in handle.travelled)
+    assert max(map(len, handles["encoder"].travelled), default=0) < 5_000
+
+
+def test_without_an_encoder_a_photo_is_answered_by_words_and_then_by_what_is_popular(ws_with_pictures):
+    backend, handles = _split(ws_with_pictures)
+    handles["encoder"].dead = 99
+    both, alone = (_ask(backend, ws_with_pictures, ask)["coverage"] for ask in (PHOTO_ASKS[1], PHOTO_ASKS[0]))
+    assert (both["lexical"], both["dense"], both["image"]) == ("ok", "failed", "failed")
+    assert (alone["lexical"], alone["dense"], alone["image"]) == ("skipped", "skipped", "failed")
+    assert alone["why"].endswith("answered with what is popular")
+
+
+def test_a_photo_of_an_index_without_pictures_is_refused(ws, split):
+    with pytest.raises(InvalidRequest) as refused:
+        _ask(split[0], ws, PHOTO_ASKS[0])
+    assert refused.value.code == "no_pictures"
+    part = QueryEncoder(ServeConfig(workspace=ws.uri), Telemetry())
+    with pytest.raises(InvalidRequest, match="no pictures"):
+        part.encode_images(split[0]._live.current.pair, [np.zeros((8, 8, 3), np.uint8)])
 
 
 def test_suggestions_are_equal_too(ws, split):
