@@ -19,6 +19,7 @@ from rayrec.encoders.base import EncoderId
 from rayrec.errors import IncompatibleArtifact
 
 VARIANT = "onnx-fp32"
+_LONGEST = 8  # times the shorter side
 RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's numbers
 
 
@@ -72,6 +73,10 @@ class Preprocess:
         """uint8 (crop height, crop width, 3): resized and cut, not yet normalised."""
         from PIL import Image
 
+        if isinstance(self.resize, int):  # of a strip only the middle is kept, and the whole, enlarged, may be huge
+            longest = min(picture.shape[:2]) * max(_LONGEST, -(-max(self.crop) // self.resize))
+            top, left = (max(side - longest, 0) // 2 for side in picture.shape[:2])
+            picture = picture[top : top + longest, left : left + longest]
         image = Image.fromarray(picture)
         width, height = image.size
         if isinstance(self.resize, int):

@@ -72,7 +72,7 @@ def relevance(engine: Engine, judgements: Judgements, *, seeds: int = SEEDS) -> 
     rated: dict[str, np.ndarray] = {}
     share: dict[str, float] = {}
     for mode in MODES:
-        tops = {q: [h.item_id for h in engine.search(q, k=10, mode=mode).hits] for q in queries}
+        tops = _tops(engine, queries, mode)
         full[mode] = np.array([ndcg(tops[q], judgements[q]) for q in queries])
         share[mode] = float(np.mean([judged(tops[q], judgements[q]) for q in queries]))
         rated[mode] = np.array([ndcg(_among(engine, q, mode, list(judgements[q])), judgements[q]) for q in queries])
@@ -95,6 +95,16 @@ def relevance(engine: Engine, judgements: Judgements, *, seeds: int = SEEDS) -> 
         fitted_gain_ci95=_rounded(bootstrap_ci(gain)),
         fitted=fusion.GRID[fusion.fit(grid)],
     )
+
+
+def ndcg_by_query(engine: Engine, judgements: Judgements, mode: str) -> np.ndarray:
+    """nDCG@10 of each rated query (Q,), in their order: what a paired comparison of two engines needs."""
+    tops = _tops(engine, sorted(judgements), mode)
+    return np.array([ndcg(top, judgements[query]) for query, top in tops.items()])
+
+
+def _tops(engine: Engine, queries: list[str], mode: str) -> dict[str, list[str]]:
+    return {q: [h.item_id for h in engine.search(q, k=10, mode=mode).hits] for q in queries}
 
 
 _NAMES = {"bm25": "lexical", "dense": "dense", "hybrid": "hybrid"}

@@ -53,9 +53,16 @@ def fuse(candidates: Candidates, weights: FusionWeights) -> dict[str, np.ndarray
 
 
 def _reciprocal_ranks(scores: np.ndarray, member: np.ndarray, k: float) -> np.ndarray:
-    """1 / (k + rank) of the members, rank 1 the highest score, ties by place; 0 for the others."""
+    """1 / (k + rank) of the members, rank 1 the highest score; 0 for the others.
+
+    Equal scores share the rank of their first, so that what one list cannot tell apart the other decides.
+    """
     out = np.zeros(len(scores))
     members = np.flatnonzero(member)
     order = members[np.argsort(-scores[members], kind="stable")]
-    out[order] = 1.0 / (k + 1 + np.arange(len(order)))
+    descending = scores[order]
+    first = np.ones(len(order), bool)
+    first[1:] = descending[1:] != descending[:-1]
+    ranks = np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
+    out[order] = 1.0 / (k + 1 + ranks)
     return out

@@ -101,6 +101,14 @@ def test_a_picture_smaller_than_the_crop_is_centred_on_black():
     assert pixels.sum() == 4 * 4 * 3 * 255
 
 
+def test_of_a_strip_the_middle_is_kept_and_nothing_huge_is_made():
+    strip = np.zeros((60_000, 1, 3), np.uint8)
+    strip[30_000 - 4 : 30_000 + 4] = 255
+    pixels = Preprocess(256, (224, 224), (0, 0, 0), (1, 1, 1)).pixels(strip)  # enlarged whole: four billion pixels
+    assert pixels.shape == (224, 224, 3)
+    assert pixels.min() == 255
+
+
 # -- backbones ------------------------------------------------------------------------------------
 
 

@@ -44,11 +44,12 @@ def test_k_is_the_rank_that_halves_a_contribution():
     assert parts["lexical"] == pytest.approx([1, 2 / 3, 1 / 2])
 
 
-def test_equal_scores_rank_by_row():
-    candidates = Candidates(np.array([4, 6, 8]), np.full(3, 2.0), np.full(3, 0.5), np.ones(3, bool))
+def test_equal_scores_share_a_rank_so_that_the_other_list_decides():
+    words, cosine = np.array([2.0, 3.0, 2.0, 1.0]), np.array([0.5, 0.2, 0.9, 0.5])
+    candidates = Candidates(np.array([4, 6, 8, 9]), words, cosine, np.ones(4, bool))
     parts = fuse(candidates, WEIGHTS)
-    assert parts["lexical"] == pytest.approx([0.7, 0.7 * 61 / 62, 0.7 * 61 / 63])
-    assert parts["dense"] == pytest.approx([0.3, 0.3 * 61 / 62, 0.3 * 61 / 63])
+    assert parts["lexical"] == pytest.approx([0.7 * 61 / 62, 0.7, 0.7 * 61 / 62, 0.7 * 61 / 64])
+    assert parts["dense"] == pytest.approx([0.3 * 61 / 62, 0.3 * 61 / 64, 0.3, 0.3 * 61 / 62])
 
 
 def test_no_candidates_fuse_to_nothing():
