@@ -180,7 +180,13 @@ def main() -> None:
             ws = Workspace.open(kept / name)
             manifest, before, seconds = fitted(ws, data, leave_out, training)
             figures = judge(ws, manifest, data, reader, leave_out or None)
-            found[name] = {**figures, "fit_s": seconds, "val_before": before, "val_after": manifest["after"]}
+            found[name] = {
+                **figures,
+                "fit_s": seconds,
+                "steps": manifest["config"]["training"]["steps"],
+                "val_before": before,
+                "val_after": manifest["after"],
+            }
             rows += [{"what": f"{name}: {what}", **values} for what, values in figures.items()]
             print(name, found[name], flush=True)
     common.show("grocery_store test photos, 81 products; new: products held out of fitting", rows)
@@ -188,7 +194,6 @@ def main() -> None:
         {
             **common.environment(["torch", "torchvision", "onnxruntime", "ray"]),
             "seed": args.seed,
-            "steps": steps,
             "frozen": {key: rows[0][key] for key in ("r1", "r5")},
             **found["all"],
             "new_products": {"held_out": without, **found["new"]},

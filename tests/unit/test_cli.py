@@ -16,7 +16,7 @@ from rayrec.workspace import Workspace
 
 COMMANDS = (
     "demo", "serve", "keys", "env", "embed", "index", "search", "recommend", "similar", "evaluate", "versions",
-    "promote", "rollback", "doctor",
+    "promote", "rollback", "doctor", "fit",
 )  # fmt: skip
 
 
