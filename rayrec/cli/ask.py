@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from rayrec.errors import SchemaError
 @command()
 def search(
     query: Annotated[str, typer.Argument(help="Words; empty lists everything, popular first.")] = "",
+    image: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A photo of what is wanted.")] = None,
     workspace: WorkspaceOption = "rayrec-demo",
     filters: FilterOption = None,
     facet: Annotated[list[str] | None, typer.Option(help="Field to count, repeatable: brand, category.")] = None,
@@ -27,7 +29,15 @@ def search(
     from rayrec.engine import Engine
 
     answer = Engine.open(workspace).search(
-        query, filters=parse_filters(filters), facets=facet or (), sort=sort, mode=mode, page=page, k=k, explain=explain
+        query,
+        image=None if image is None else image.read_bytes(),
+        filters=parse_filters(filters),
+        facets=facet or (),
+        sort=sort,
+        mode=mode,
+        page=page,
+        k=k,
+        explain=explain,
     )
     _show(answer, as_json)
 

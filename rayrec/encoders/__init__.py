@@ -1,1 +1,1 @@
-"""Pretrained models that turn texts into vectors."""
+"""Pretrained models that turn texts and pictures into vectors."""

@@ -183,3 +183,20 @@ def test_serving_a_workspace_that_is_not_there_says_so(tmp_path: Path) -> None:
     refused = run("serve", "-w", str(tmp_path / "nothing"))
     assert refused.exit_code == 1
     assert "no workspace" in refused.stderr
+
+
+def test_search_hands_a_photo_to_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {}
+
+    class Asked:
+        def search(self, query: str, **options: Any) -> None:
+            asked.update(options, query=query)
+            raise SchemaError("seen")
+
+    monkeypatch.setattr("rayrec.engine.Engine.open", lambda workspace: Asked())
+    (tmp_path / "photo.jpg").write_bytes(b"a picture")
+    assert "seen" in run("search", "red", "--image", str(tmp_path / "photo.jpg")).output
+    assert (asked["query"], asked["image"]) == ("red", b"a picture")
+    missing = run("search", "--image", str(tmp_path / "nowhere.jpg"))
+    assert missing.exit_code == 2
+    assert "does not exist" in missing.output
