@@ -13,42 +13,23 @@ rayrec.errors.BadPicture: 'http://127.0.0.1/admin.png': 127.0.0.1 is at an addre
 import contextlib
 import functools
 import io
-import ipaddress
 import os
 import re
-import socket
-import ssl
 import stat
 import struct
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
-from http.client import HTTPException
 from typing import NamedTuple
-from urllib.parse import unquote_to_bytes, urljoin
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from pyarrow import fs as pafs
-from urllib3 import BaseHTTPResponse
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError, LocationParseError, NewConnectionError
-from urllib3.exceptions import TimeoutError as HTTPTimeout
-from urllib3.util import parse_url
 
 from rayrec.config import PicturesConfig
+from rayrec.data.web import PORTS, Deadline, Web, first_line, in_time, is_public, resolve, too_large
 from rayrec.errors import BadPicture, SchemaError
 
 _MAX_URI_CHARS = 4096
-_MAX_REDIRECTS = 3
-_CHUNK = 1 << 16
-_PORTS = {"http": 80, "https": 443}
-_HOST = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}|\[[0-9a-f:.]+\]")
-_GLOBAL = ipaddress.IPv6Network("2000::/3")  # what is handed out to be reached; the rest has special uses
-_TUNNELS = (ipaddress.IPv6Network("2002::/16"), ipaddress.IPv6Network("2001::/32"))  # 6to4, Teredo
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
-
 _MAX_PARTS = 1 << 16  # segments or chunks of one file; 20 MiB of PNG in chunks of 1 KiB has 20,000
 _MAX_PASSES = 32  # over max_pixels; progressive JPEGs go over the picture some 10 times, hostile ones 100,000 times
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xff])")
@@ -63,22 +44,6 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-def resolve(host: str, port: int) -> list[str]:
-    """Every address of a name, or the one that `2130706433` and `0x7f.1` are other spellings of."""
-    return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-
-
-def is_public(address: str) -> bool:
-    """Whether an address is one of the public internet's, and no way around into a private network."""
-    ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip in _NAT64:
-            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
-        if ip not in _GLOBAL or any(ip in tunnel for tunnel in _TUNNELS):
-            return False
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved)
 
 
 class PictureReader:
@@ -97,7 +62,7 @@ class PictureReader:
         open_filesystem: Callable[[str], tuple[pafs.FileSystem, str]] = pafs.FileSystem.from_uri,
     ):
         self._config = config
-        self._web = _Web(config, resolve, public)
+        self._web = Web(config, resolve, public)
         self._folders = [os.path.abspath(os.path.expanduser(r)) for r in config.allowed_roots if "://" not in r]
         self._prefixes = [root for root in config.allowed_roots if "://" in root]
         if unknown := [root for root in self._prefixes if not root.startswith(("s3://", "gs://"))]:
@@ -123,7 +88,7 @@ class PictureReader:
             raise BadPicture("bad_uri", "control characters in a URI; percent-encode them")
         scheme, _, rest = uri.partition("://") if "://" in uri else ("", "", uri)
         scheme = scheme.lower()
-        if scheme in _PORTS:
+        if scheme in PORTS:
             read = functools.partial(self._web.get, uri)
         elif scheme in ("s3", "gs"):
             read = functools.partial(self._read_object, f"{scheme}://{rest}")
@@ -133,12 +98,12 @@ class PictureReader:
             read = functools.partial(self._read_file, uri)
         else:
             raise BadPicture("bad_uri", "expected a path, or file://, s3://, gs://, http:// or https://")
-        data = _in_time(self._config.timeout_s, read)
+        data = in_time(self._config.timeout_s, read)
         if len(data) > self._config.max_bytes:
-            raise _too_large(self._config.max_bytes)
+            raise too_large(self._config.max_bytes)
         return data
 
-    def _read_file(self, path: str, deadline: "_Deadline") -> bytes:
+    def _read_file(self, path: str, deadline: Deadline) -> bytes:
         """A file under an allowed directory; relative paths are of the first that has them."""
         places = [(os.path.realpath(folder), os.path.realpath(os.path.join(folder, path))) for folder in self._folders]
         allowed = [(root, real) for root, real in places if os.path.commonpath([root, real]) == root]
@@ -147,7 +112,7 @@ class PictureReader:
         root, real = next((place for place in allowed if os.path.exists(place[1])), allowed[0])
         return _read_beneath(root, os.path.relpath(real, root).split("/"), self._config.max_bytes + 1)
 
-    def _read_object(self, uri: str, deadline: "_Deadline") -> bytes:
+    def _read_object(self, uri: str, deadline: Deadline) -> bytes:
         """A key under an allowed prefix, as it is written: as a URI, its `?endpoint_override=` would lead elsewhere."""
         for prefix in self._prefixes:
             start = prefix.partition("?")[0].rstrip("/") + "/"
@@ -173,15 +138,7 @@ def _told_of(uri: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BadPicture("not_found", f"{name}: no such file") from error
     except Exception as error:  # of filesystems, each of which has kinds of its own
-        raise BadPicture("unreadable", f"{name}: cannot be read ({_first_line(error)})") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def _too_large(max_bytes: int) -> BadPicture:
-    return BadPicture("too_large", f"more than {max_bytes:,} bytes; make it smaller or raise max_bytes")
+        raise BadPicture("unreadable", f"{name}: cannot be read ({first_line(error)})") from error
 
 
 def _path_of(rest: str) -> str:
@@ -218,180 +175,6 @@ def _read_beneath(root: str, names: list[str], limit: int) -> bytes:
             return stream.read(limit)
 
 
-class _Deadline:
-    """A moment, and the connection that is cut then: no timeout of a socket ends a server that drips."""
-
-    def __init__(self, seconds: float):
-        self.seconds = seconds
-        self._end = time.monotonic() + seconds
-        self._socket: socket.socket | None = None
-
-    def left(self) -> float:
-        """Seconds, more than 0."""
-        if (left := self._end - time.monotonic()) <= 0:
-            raise self.passed()
-        return left
-
-    def passed(self) -> BadPicture:
-        return BadPicture("timeout", f"not read within {self.seconds:g} s; try again, or raise timeout_s")
-
-    def guard(self, connected: socket.socket) -> None:
-        self._socket = connected
-        connected.settimeout(self.left())  # raises if `cut` came before there was a socket
-
-    def cut(self) -> None:
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                # not SSLSocket's own, which takes the TLS layer from under a thread that reads
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-
-
-def _in_time(seconds: float, read: Callable[[_Deadline], bytes]) -> bytes:
-    """What `read` returns. In a thread that is left behind when time is up, since nothing ends a DNS lookup."""
-    deadline = _Deadline(seconds)
-    future: Future[bytes] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(read(deadline))
-        except Exception as error:  # raised again below
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True, name="read picture").start()
-    if not wait([future], timeout=seconds).done:
-        deadline.cut()
-        raise deadline.passed()
-    return future.result()
-
-
-class _Target(NamedTuple):
-    """One hop: `host` in ASCII, lower case; `path` with its query, percent-encoded."""
-
-    scheme: str
-    host: str
-    port: int
-    path: str
-
-
-class _Web:
-    """GET from allowed hosts at public addresses.
-
-    The connection goes to an address that was checked: a second lookup could answer with another one (DNS rebinding).
-    Proxies that the environment names are not used (urllib3's connections know of none), since a proxy looks names up
-    itself and nothing checked here would hold.
-    """
-
-    def __init__(
-        self, config: PicturesConfig, resolve: Callable[[str, int], Sequence[str]], public: Callable[[str], bool]
-    ):
-        self._max_bytes = config.max_bytes
-        self._allowed = [_allowed_host(entry) for entry in config.allowed_hosts]
-        self._resolve = resolve
-        self._public = public
-
-    @functools.cached_property
-    def _tls(self) -> ssl.SSLContext:
-        return ssl.create_default_context()
-
-    def get(self, url: str, deadline: _Deadline) -> bytes:
-        try:
-            for _ in range(1 + _MAX_REDIRECTS):
-                answer = self._hop(self._target(url), deadline)
-                if isinstance(answer, bytes):
-                    return answer
-                url = urljoin(url, answer)
-        except (OSError, HTTPError, HTTPException, ValueError) as error:
-            # to urllib3 a connection that is refused is a timeout too
-            if isinstance(error, (TimeoutError, HTTPTimeout)) and not isinstance(error, NewConnectionError):
-                raise deadline.passed() from error
-            raise BadPicture("http_error", f"no answer ({_first_line(error)})") from error
-        raise BadPicture("http_error", f"more than {_MAX_REDIRECTS} redirects")
-
-    def _target(self, url: str) -> _Target:
-        try:
-            parsed = parse_url(url)
-        except LocationParseError as error:
-            raise BadPicture("bad_uri", "not a URL") from error
-        host = (parsed.host or "").lower().removesuffix(".")
-        if not _HOST.fullmatch(host):
-            raise BadPicture("bad_uri", "no host name in it")
-        if parsed.auth is not None:
-            raise BadPicture("bad_uri", "a user or password in it; take them out")
-        if parsed.scheme not in _PORTS:
-            raise BadPicture("not_allowed", f"leads to {parsed.scheme}://; only http and https are followed")
-        port = parsed.port or _PORTS[parsed.scheme]
-        for name, only_port in self._allowed:
-            same = host.endswith(name) if name.startswith(".") else host == name
-            if same and (port == only_port if only_port else port in _PORTS.values()):
-                return _Target(parsed.scheme, host, port, parsed.request_uri)
-        raise BadPicture("not_allowed", f"{host}:{port} is none of allowed_hosts; add it there")
-
-    def _hop(self, target: _Target, deadline: _Deadline) -> bytes | str:
-        """The body, or the URL that a redirect leads to."""
-        headers = {
-            "Host": target.host if target.port == _PORTS[target.scheme] else f"{target.host}:{target.port}",
-            "Accept": "image/jpeg, image/png, image/webp, image/gif, image/bmp",
-            "Accept-Encoding": "identity",  # 10 KB of gzip may be 10 MB
-            "User-Agent": "rayrec",
-        }
-        with contextlib.closing(self._connect(target, deadline)) as connection:
-            connection.request("GET", target.path, headers=headers, preload_content=False, decode_content=False)
-            with contextlib.closing(connection.getresponse()) as response:
-                return response.get_redirect_location() or self._body(response)
-
-    def _connect(self, target: _Target, deadline: _Deadline) -> HTTPConnection:
-        """Connected to the first address that answers, if all are public."""
-        name = target.host.strip("[]")
-        addresses = list(dict.fromkeys(self._resolve(name, target.port)))
-        if not all(map(self._public, addresses)):
-            raise BadPicture("not_allowed", f"{target.host} is at an address that is not public")
-        failure: Exception = OSError(f"{target.host} has no address")
-        for address in addresses:
-            share = deadline.left() / len(addresses)
-            if target.scheme == "https":
-                connection: HTTPConnection = HTTPSConnection(
-                    address, target.port, timeout=share, ssl_context=self._tls, server_hostname=name
-                )
-            else:
-                connection = HTTPConnection(address, target.port, timeout=share)
-            try:
-                connection.connect()
-                deadline.guard(connection.sock)
-                return connection
-            except (HTTPError, OSError, BadPicture) as error:
-                connection.close()
-                failure = error
-        raise failure
-
-    def _body(self, response: BaseHTTPResponse) -> bytes:
-        if response.status in (404, 410):
-            raise BadPicture("not_found", f"the host answers {response.status}")
-        if response.status != 200:
-            raise BadPicture("http_error", f"the host answers {response.status}")
-        if response.headers.get("content-encoding", "identity").strip().lower() != "identity":
-            raise BadPicture("http_error", "the host answers with a compressed body, which was not asked for")
-        body = bytearray()
-        while chunk := response.read(_CHUNK):  # Content-Length is a claim, so count
-            body += chunk
-            if len(body) > self._max_bytes:
-                raise _too_large(self._max_bytes)
-        return bytes(body)
-
-
-def _allowed_host(entry: str) -> tuple[str, int | None]:
-    """Name (".name" for all below it) and port of an entry of allowed_hosts."""
-    below, name = ("." if entry.startswith(".") else ""), entry.removeprefix(".")
-    try:
-        parsed = parse_url(f"http://{name}")
-    except LocationParseError:
-        parsed = parse_url("")
-    host = (parsed.host or "").lower()
-    if parsed.auth is not None or parsed.request_uri != "/" or not _HOST.fullmatch(host):
-        expected = "expected a name such as 'img.example.com', '.example.com' or 'img.example.com:8080'"
-        raise SchemaError(f"allowed_hosts: got {entry!r}; {expected}")
-    return below + host, parsed.port
-
-
 def decode(data: bytes, *, max_bytes: int, max_pixels: int, side: int | None = None) -> np.ndarray:
     """A JPEG, PNG, WebP, GIF (its first frame) or BMP as uint8 (H, W, 3) RGB: upright, transparency on white.
 
@@ -399,7 +182,7 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int, side: int | None = N
     at 1/2, 1/4 or 1/8 and what is left is reduced by a whole factor. Raises BadPicture, nothing else.
     """
     if len(data) > max_bytes:
-        raise _too_large(max_bytes)
+        raise too_large(max_bytes)
     form = next((form for form in _FORMATS if form.magic.match(data)), None)
     if form is None:
         raise BadPicture("not_a_picture", f"begins with {data[:12]!r}; expected JPEG, PNG, WebP, GIF or BMP")
@@ -417,8 +200,8 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int, side: int | None = N
         raise BadPicture("too_many_pixels", "more pixels than there is memory for; make it smaller") from error
     except Exception as error:  # whatever PIL stumbles on: OSError, SyntaxError, ValueError, struct.error, zlib.error
         if whole:
-            raise BadPicture("damaged", f"is damaged ({_first_line(error)}); save it anew") from error
-        raise BadPicture("truncated", f"is cut short ({_first_line(error)}); send the whole file") from error
+            raise BadPicture("damaged", f"is damaged ({first_line(error)}); save it anew") from error
+        raise BadPicture("truncated", f"is cut short ({first_line(error)}); send the whole file") from error
 
 
 def _check_pixels(size: tuple[int, int], passes: int, max_pixels: int) -> None:

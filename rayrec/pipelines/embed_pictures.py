@@ -109,7 +109,7 @@ class PictureWorker:
         if encoder_id.endswith("-bf16"):
             from rayrec.encoders.image_models import TorchImageEncoder
 
-            self._encoder = TorchImageEncoder(directory)
+            self._encoder = TorchImageEncoder(directory, precision="bf16")
         else:
             self._encoder = OnnxImageEncoder(directory, threads=1)
 

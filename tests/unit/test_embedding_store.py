@@ -74,3 +74,24 @@ def test_a_truncated_part_is_named(store: EmbeddingStore, size: int) -> None:
     for action in (store.present, lambda: store.lookup(keys("a"))):
         with pytest.raises(IncompatibleArtifact, match=rf"embeddings/mini\.onnx-fp32: .*{part}.*delete the part"):
             action()
+
+
+def test_find_leaves_zeros_where_there_is_no_vector(store: EmbeddingStore) -> None:
+    store.write(keys("ab"), vectors(1, 2))
+    store.write(keys("c"), vectors(3))
+    found, there = store.find(keys("xcay"))
+    assert found.dtype == np.float32
+    assert found.tolist() == [[0, 0], [3, 0.5], [1, 0.5], [0, 0]]
+    assert there.tolist() == [False, True, True, False]
+
+
+def test_find_takes_a_missing_key_for_no_vector(store: EmbeddingStore) -> None:
+    store.write(keys("a"), vectors(1))
+    found, there = store.find(pa.array([None, b"a" * 16, None], pa.binary(16)))
+    assert found.tolist() == [[0, 0], [1, 0.5], [0, 0]]
+    assert there.tolist() == [False, True, False]
+
+
+def test_find_has_no_dimension_before_the_first_part(store: EmbeddingStore) -> None:
+    found, there = store.find(keys("ab"))
+    assert (found.shape, there.tolist()) == ((2, 0), [False, False])
