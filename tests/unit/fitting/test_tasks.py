@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from rayrec.encoders.text import TextModel, TorchTextEncoder  # noqa: E402
 from rayrec.fitting.text import TextTask, held_out  # noqa: E402
 from rayrec.fitting.training import judge, train  # noqa: E402
-from rayrec.fitting.trimming import TrimTask, trimmed  # noqa: E402
+from rayrec.fitting.trimming import TrimTask, check_layers, trimmed  # noqa: E402
 
 pytestmark = pytest.mark.model
 
@@ -174,12 +174,12 @@ def test_the_same_seed_fits_the_same_and_another_does_not(tiny):
 # -- fewer layers ---------------------------------------------------------------------------------
 
 
-def test_a_student_keeps_the_lowest_layers_and_the_last(tiny):
+def test_a_student_has_the_layers_that_are_kept(tiny):
     model = TextModel.read(tiny, max_tokens=16)
     from rayrec.encoders.text import load_torch
 
     whole = load_torch(model)
-    student = trimmed(whole, 1)
+    student = trimmed(whole, [1])
     assert student.backbone.config.num_hidden_layers == 1
     last = [p for name, p in whole.named_parameters() if ".1." in name]
     own = [p for name, p in student.named_parameters() if ".0." in name]
@@ -187,7 +187,20 @@ def test_a_student_keeps_the_lowest_layers_and_the_last(tiny):
         torch.testing.assert_close(theirs, ours)
     for layers in (0, 2):
         with pytest.raises(SchemaError, match="expected 1 to 1"):
-            trimmed(whole, layers)
+            check_layers(layers, 2)
+
+
+@pytest.mark.parametrize("idle", [0, 1])
+def test_a_student_starts_without_the_layer_that_it_misses_least(tmp_path, idle):
+    encoder = EncoderConfig(model=str(make_tiny_model(tmp_path / "gpt2", "gpt2")), max_tokens=16)
+    task = TrimTask(TrimConfig(encoder=encoder, layers=1, training=training(), held_out=0.3), "space-1", shop())
+    layers = task._teacher.backbone.h
+    with torch.no_grad():  # a layer that adds nothing to what it is given
+        for projection in (layers[idle].attn.c_proj, layers[idle].mlp.c_proj):
+            projection.weight.zero_()
+            projection.bias.zero_()
+    kept = task._start().backbone.h[0]
+    torch.testing.assert_close(kept.mlp.c_proj.weight, layers[1 - idle].mlp.c_proj.weight)
 
 
 def test_a_student_comes_closer_to_its_teacher_and_is_saved_as_a_variant_of_the_space(tiny, tmp_path):
