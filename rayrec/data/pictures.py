@@ -77,9 +77,13 @@ class PictureReader:
 
     def read(self, uri: str, side: int | None = None) -> np.ndarray:
         """The picture as `decode` gives it."""
+        return self.decode(uri, self.fetch(uri), side)
+
+    def decode(self, uri: str, data: bytes, side: int | None = None) -> np.ndarray:
+        """What was fetched from `uri`, as `decode` gives it."""
         limits = self._config
         with _told_of(uri):
-            return decode(self._fetch(uri), max_bytes=limits.max_bytes, max_pixels=limits.max_pixels, side=side)
+            return decode(data, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels, side=side)
 
     def _fetch(self, uri: str) -> bytes:
         if not 0 < len(uri) <= _MAX_URI_CHARS:

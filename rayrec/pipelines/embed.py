@@ -63,6 +63,8 @@ def embed(
     """Load the source, publish it as a catalog version if it is new, and embed what has no vector yet."""
     started = time.perf_counter()
     items_by, _ = encoder_exports.resolve(ws, config.encoder)
+    if config.images is not None:  # what is missing is said before the texts are embedded
+        encoder_exports.find_images(ws, config.images.model, encoder_exports.encoder_id(items_by).space)
     with ThreadPoolExecutor(1) as aside:  # a first export takes 15 s of one core: meanwhile rows load, Ray starts
         export = aside.submit(encoder_exports.ensure, ws, items_by)
         version, quarantined = load_catalog(config.source, ws)

@@ -120,10 +120,12 @@ class PictureWorker:
         good: list[int] = []
         vectors: list[np.ndarray] = []
         bad: list[dict[str, str]] = []
-        with ThreadPoolExecutor(READ_AT_ONCE) as readers:  # reading waits for disks and hosts
+        with ThreadPoolExecutor(READ_AT_ONCE) as readers:  # reading waits for disks and hosts; decoding does not
             for first in range(0, len(uris), READ_AT_ONCE):
                 part = range(first, min(first + READ_AT_ONCE, len(uris)))
-                found = list(zip(part, readers.map(self._read, [uris[i] for i in part]), strict=True))
+                names = [uris[i] for i in part]
+                fetched = readers.map(self._fetch, names)
+                found = list(zip(part, map(self._decode, names, fetched), strict=True))
                 fine = [(i, picture) for i, picture in found if isinstance(picture, np.ndarray)]
                 bad += [
                     {"uri": uris[i], "reason": error.reason, "message": str(error)}
@@ -142,9 +144,18 @@ class PictureWorker:
         row = {"rows": block.num_rows, "worker": worker_name(), "started": started, "ended": time.time()}
         return pa.Table.from_pylist([{**row, "reasons": reasons}], schema=_TOLD)
 
-    def _read(self, uri: str) -> np.ndarray | BadPicture:
+    def _fetch(self, uri: str) -> bytes | BadPicture:
         try:
-            return self._reader.read(uri, self._encoder.preprocess.side)
+            return self._reader.fetch(uri)
+        except BadPicture as error:
+            return error
+
+    def _decode(self, uri: str, data: bytes | BadPicture) -> np.ndarray | BadPicture:
+        """Little larger than the encoder sees it; one at a time, for a picture of 50 megapixels is a gigabyte whole."""
+        if isinstance(data, BadPicture):
+            return data
+        try:
+            return self._reader.decode(uri, data, self._encoder.preprocess.side)
         except BadPicture as error:
             return error
 
