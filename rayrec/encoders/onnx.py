@@ -96,15 +96,28 @@ def write_export(model: TextModel, module: Any, precision: str, directory: Path)
 
 
 def quantise(graph: Path) -> None:
-    """Replace an fp32 graph by its int8 one. Weights per channel: per tensor the cosine falls from .994 to .954."""
+    """Replace an fp32 graph by its int8 one. Weights per channel: per tensor the cosine falls from .994 to .954.
+
+    Products that narrow (feed-forward outputs) stay in fp32: what goes into them has outliers, and the ten nearest
+    items of a query then agree by .94 instead of .92, for a third of the speed.
+    """
     import logging
 
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     logging.getLogger().setLevel(logging.ERROR)  # it advises on the root logger
     whole = graph.with_suffix(".fp32.onnx")
     graph.rename(whole)
-    quantize_dynamic(str(whole), str(graph), weight_type=QuantType.QInt8, per_channel=True)
+    model = onnx.load(str(whole))
+    shapes = {weight.name: tuple(weight.dims) for weight in model.graph.initializer}
+    narrowing = [
+        node.name
+        for node in model.graph.node
+        for shape in [shapes.get(name, ()) for name in node.input]
+        if node.op_type in ("MatMul", "Gemm") and len(shape) == 2 and shape[0] > shape[1]
+    ]
+    quantize_dynamic(str(whole), str(graph), weight_type=QuantType.QInt8, per_channel=True, nodes_to_exclude=narrowing)
     whole.unlink()
 
 
