@@ -131,7 +131,8 @@ def test_int8_is_used_if_it_is_faithful_and_refused_if_not(
     assert report is not None
     assert report["faithful"]
     assert summary.encoder_id.endswith(".onnx-int8")
-    assert summary.embedded == 800 - summary.reused > 0
+    assert summary.reused == 0
+    assert 400 < summary.embedded < 800  # some titles are equal
     index(IndexConfig(encoder=small), ws)
     assert Engine.open(ws).encoder.id.variant == "onnx-int8"
     ws.fs.delete_file(ws.path("reports", f"fidelity-{encoder_exports.encoder_id(small)}.json"))
