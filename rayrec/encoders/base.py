@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -36,6 +37,17 @@ class Encoder(Protocol):
     def encode(self, texts: Sequence[str], role: Role = "passage") -> np.ndarray:
         """float32 (B, D), each row L2-normalised, in the order of `texts`."""
         ...
+
+
+def onnx_session(graph: Path, threads: int) -> Any:
+    """An onnxruntime session on the CPU; many workers want one thread each."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> list[np.ndarray]:

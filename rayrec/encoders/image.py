@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rayrec.encoders.base import EncoderId
+from rayrec.encoders.base import EncoderId, onnx_session
 from rayrec.errors import IncompatibleArtifact
 
 VARIANT = "onnx-fp32"
@@ -110,21 +110,13 @@ class OnnxImageEncoder:
     """An exported image model, loaded. `threads`: of this one session; many workers want 1 each."""
 
     def __init__(self, directory: str | Path, *, threads: int = 1, batch_size: int = 8):
-        import onnxruntime
-
         directory = Path(directory)
         try:
             said = json.loads((directory / "image.json").read_text())
             self.id = EncoderId.parse(said["id"])
             self.dim = int(said["dim"])
             self.preprocess = Preprocess.of(said["preprocess"])
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = threads
-            options.inter_op_num_threads = 1
-            options.log_severity_level = 3
-            self._session = onnxruntime.InferenceSession(
-                str(directory / "model.onnx"), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = onnx_session(directory / "model.onnx", threads)
         except Exception as error:  # onnxruntime raises its own undeclared kinds
             raise IncompatibleArtifact(f"{directory}: not a usable image encoder ({error})") from error
         self._batch_size = batch_size

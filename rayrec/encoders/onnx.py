@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from rayrec.config import EncoderConfig
-from rayrec.encoders.base import EncoderId, Role, by_length
+from rayrec.encoders.base import EncoderId, Role, by_length, onnx_session
 from rayrec.encoders.text import TextModel, TorchTextEncoder, load_tokenizer, pad
 from rayrec.errors import IncompatibleArtifact, RayrecError
 
@@ -125,8 +125,6 @@ class OnnxTextEncoder:
     """An export, loaded. `threads`: of this one session; many workers want 1 each. batch_size: of fp32."""
 
     def __init__(self, directory: str | Path, *, threads: int = 1, batch_size: int = 16):
-        import onnxruntime
-
         directory = Path(directory)
         try:
             said = json.loads((directory / "encoder.json").read_text())
@@ -136,13 +134,7 @@ class OnnxTextEncoder:
             if not (directory / "tokenizer.json").exists():  # or load_tokenizer would turn to transformers
                 raise FileNotFoundError("no tokenizer.json")
             self._tokenizer = load_tokenizer(directory, said["max_tokens"])
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = threads
-            options.inter_op_num_threads = 1
-            options.log_severity_level = 3
-            self._session = onnxruntime.InferenceSession(
-                str(directory / "model.onnx"), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = onnx_session(directory / "model.onnx", threads)
         except Exception as error:  # onnxruntime raises its own undeclared kinds
             raise IncompatibleArtifact(f"{directory}: not a usable text export ({error})") from error
         self._batch_size = 1 if "int8" in self.id.variant else batch_size

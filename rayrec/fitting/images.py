@@ -189,29 +189,28 @@ class ImageTask:
 
     def items(self, image_weight: float) -> np.ndarray:
         """float32 (N, D): text and picture, with what the tower makes of the pictures now."""
+        return fuse(self._texts.cpu().numpy(), self._images(), image_weight)
+
+    def _images(self) -> np.ndarray:
+        """float32 (N, D) of the items' own pictures; zeros where there is none."""
         own = [(uri, row) for row, uri in sorted(self._pictures.items())]
         images = np.zeros((len(self._texts), self._texts.shape[1]), np.float32)
         if own:
             images[[row for _, row in own]] = self.vectors(own)
-        return fuse(self._texts.cpu().numpy(), images, image_weight)
+        return images
 
     def evaluate(self) -> float:
         """Recall@1 of the judging photos over all items; the weight of the picture is the best on them."""
         photos = self.vectors(self._judges)
         shown = self._same[[row for _, row in self._judges]]
-        images = self.items(1e6)  # the pictures alone
+        texts, images = self._texts.cpu().numpy(), self._images()
         scores = {}
         for weight in IMAGE_WEIGHTS:
-            nearest = np.argmax(photos @ self._fused(images, weight).T, axis=1)
+            nearest = np.argmax(photos @ fuse(texts, images, weight).T, axis=1)
             scores[weight] = self._same[nearest] == shown
         self.image_weight = max(scores, key=lambda weight: float(scores[weight].mean()))
         self.found = scores[self.image_weight]
         return float(self.found.mean())
-
-    def _fused(self, images: np.ndarray, weight: float) -> np.ndarray:
-        pictured = np.zeros(len(images), bool)
-        pictured[list(self._pictures)] = True
-        return fuse(self._texts.cpu().numpy(), np.where(pictured[:, None], images, 0), weight)
 
     def save(self, directory: Path, space: str) -> EncoderId:
         """Write the tower as an image encoder of a text space; its id."""

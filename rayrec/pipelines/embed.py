@@ -68,7 +68,9 @@ def embed(
     with ThreadPoolExecutor(1) as aside:  # a first export takes 15 s of one core: meanwhile rows load, Ray starts
         export = aside.submit(encoder_exports.ensure, ws, items_by)
         version, quarantined = load_catalog(config.source, ws)
-        fidelity.check(ws, items_by, ws.read_parquet("catalog", version))
+        if items_by.precision != "fp32":
+            export.result()  # or the check would export it a second time
+            fidelity.check(ws, items_by, ws.read_parquet("catalog", version))
         with connected(address):
             embedded, reused, encoder_id, per_worker, busy = embed_catalog(
                 config, ws, version, export.result(), on_progress

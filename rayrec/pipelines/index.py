@@ -71,7 +71,8 @@ def index(config: IndexConfig, ws: Workspace, *, address: str | None = None) -> 
             "use the max_tokens and prefixes it was fitted with"
         )
     encoder_id = find_embeddings(space, ws, catalog_version)
-    fidelity.check(ws, queries_by, ws.read_parquet("catalog", catalog_version))
+    if queries_by.precision != "fp32":
+        fidelity.check(ws, queries_by, ws.read_parquet("catalog", catalog_version))
     export = encoder_exports.ensure(ws, queries_by)
     images = None if config.images is None else find_pictures(config.images, ws, space)
     n = ws.manifest("catalog", catalog_version)["counts"]["items"]
