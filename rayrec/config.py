@@ -219,6 +219,75 @@ class FitImagesConfig(Config):
     gpus_per_worker: float = Field(0, ge=0)
 
 
+class RecommenderConfig(Config):
+    """The fusion model's form.
+
+    strategy: how an item's parts become one vector: `id` alone, `weighted` sum, `concat`, `gated`, `attention`.
+    """
+
+    strategy: Literal["id", "weighted", "concat", "gated", "attention"] = "weighted"
+    dim: int = Field(64, ge=4)
+    blocks: int = Field(1, ge=1)
+    heads: int = Field(1, ge=1)
+    feed_forward: int = Field(1, ge=1, description="its width, in dims")
+    length: int = Field(50, ge=1, description="events of a shopper that it sees, the last ones")
+    gates: bool = Field(False, description="LiGR: what a block adds passes a learned gate")
+    dropout: float = Field(0.5, ge=0, lt=1)
+    content_dropout: float = Field(0.2, ge=0, lt=1, description="of text and image vectors")
+    id_dropout: float = Field(0.1, ge=0, lt=1, description="share of items a step that learn without their id")
+    price: bool = True
+    min_count: int = Field(5, ge=1, description="items that must share an attribute for it to count")
+    max_tokens: int = Field(20_000, ge=0, description="attributes that are kept, the most frequent")
+
+    @model_validator(mode="after")
+    def _divides(self) -> "RecommenderConfig":
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+        return self
+
+
+class LossConfig(Config):
+    """What a shopper's next item is told from.
+
+    full: every item, exact; sampled: the items of the batch and shared random ones; gbce: the same by generalised
+    binary cross entropy. auto: full up to 5,000 items.
+    """
+
+    kind: Literal["auto", "full", "sampled", "gbce"] = "auto"
+    negatives: int = Field(2_048, ge=1, description="random ones, shared by a step")
+    of_batch: bool = Field(True, description="what others of the batch wanted is a negative too")
+    log_q: bool = Field(False, description="sampled: correct for how often an item is a negative")
+    calibration: float = Field(0.75, ge=0, le=1, description="gbce: t")
+    weights: dict[str, float] = Field(
+        default_factory=lambda: {"view": 0.1, "click": 0.2, "add_to_cart": 0.5, "purchase": 1.0},
+        description="how much it counts to foresee each kind of event",
+    )
+
+
+class TrainConfig(Config):
+    """Train the fusion model on shoppers' events. Of training, `batch` counts events that are foreseen, a worker.
+
+    epochs sets steps, and an evaluation and a checkpoint each; training.steps and evaluate_every count if it is None.
+    """
+
+    encoder: EncoderConfig = EncoderConfig()
+    images: ImagesConfig | None = None
+    model: RecommenderConfig = RecommenderConfig()
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig(
+        batch=1_024, learning_rate=1e-3, warmup=0, weight_decay=0, max_gradient_norm=10, patience=8, dropout=0
+    )
+    epochs: int | None = Field(60, ge=1)
+    split: Literal["leave_one_out", "time"] = "leave_one_out"
+    metric: str = Field("ndcg@10", description="by which the best epoch is chosen")
+    mask_seen: bool = Field(True, description="in judging: what a shopper had is not shown again")
+    judges: int = Field(6_000, ge=10, description="validation cases that choose the best epoch")
+    tracker: Literal["none", "tensorboard", "mlflow", "wandb"] = "none"
+    workers: int = Field(1, ge=1)
+    cpus_per_worker: float = Field(0.5, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+
+
 class FusionWeights(Config):
     """Reciprocal rank fusion: sum over lists of weight / (k + rank). Cormack et al., SIGIR 2009, eq. 1.
 

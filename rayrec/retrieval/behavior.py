@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
+from rayrec.data.histories import DAY_US, group_baskets
 from rayrec.errors import IncompatibleArtifact
 from rayrec.retrieval.base import top_k
 
@@ -22,7 +23,6 @@ HISTORY = 100
 _MAX_BASKET = 200
 # Pairs seen once or twice say little: their similarity shrinks towards 0 by this many baskets.
 _SHRINK = 10.0
-_DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ class BehaviorIndex:
         kinds = pc.dictionary_encode(events.column("type")).combine_chunks()
         weight = np.array([EVENT_WEIGHTS[k] for k in kinds.dictionary.to_pylist()])[kinds.indices.to_numpy()]
         now = int(ts.max())
-        decay = 0.5 ** ((now - ts) / (half_life_days * _DAY_US))
+        decay = 0.5 ** ((now - ts) / (half_life_days * DAY_US))
         popularity = np.bincount(rows, weight * decay, n)
         user = pc.dictionary_encode(events.column("user_id")).combine_chunks()
         users, user_codes = user.dictionary.to_pylist(), pc.fill_null(user.indices, -1).to_numpy()
-        baskets = _baskets(events, user_codes, ts)
+        baskets = group_baskets(events, user_codes)
         repeat = _repeat(rows, user_codes, baskets, weight, n)
         neighbours = _neighbours(rows, baskets, weight * decay, n)
         names, start, order = _histories(users, user_codes)
@@ -101,7 +101,7 @@ class BehaviorIndex:
         if at == len(self.users) or self.users[at] != user_id:
             return np.empty(0, np.int64), np.empty(0)
         part = slice(self.history_start[at], self.history_start[at + 1])
-        return self.history_rows[part], (self.now_us - self.history_ts_us[part]) / _DAY_US
+        return self.history_rows[part], (self.now_us - self.history_ts_us[part]) / DAY_US
 
     def save(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -141,18 +141,6 @@ class BehaviorIndex:
                 )
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise IncompatibleArtifact(f"{directory}/behavior.npz: not readable ({error})") from error
-
-
-def _baskets(events: pa.Table, user_codes: np.ndarray, ts: np.ndarray) -> np.ndarray:
-    """A number per event: its session, or where that is unknown its user's day; alone without either."""
-    session = pc.dictionary_encode(events.column("session_id")).combine_chunks()
-    codes = pc.fill_null(session.indices, -1).to_numpy().astype(np.int64)
-    day = ts // _DAY_US
-    of_day = user_codes.astype(np.int64) * (int(day.max()) + 1) + day
-    alone = (codes < 0) & (user_codes < 0)
-    keys = np.where(codes >= 0, codes, len(session.dictionary) + of_day)
-    keys[alone] = -1 - np.arange(int(alone.sum()))
-    return np.unique(keys, return_inverse=True)[1]
 
 
 def _repeat(rows: np.ndarray, users: np.ndarray, baskets: np.ndarray, weight: np.ndarray, n: int) -> np.ndarray:

@@ -3,7 +3,13 @@ import math
 import pytest
 
 torch = pytest.importorskip("torch")
-from rayrec.fitting.losses import contrastive, imitation  # noqa: E402
+from rayrec.fitting.losses import (  # noqa: E402
+    contrastive,
+    full_softmax,
+    gbce,
+    imitation,
+    sampled_softmax,
+)
 
 NONE = torch.zeros(2, 2, dtype=torch.bool)
 
@@ -49,3 +55,65 @@ def test_imitation_is_nothing_for_the_teacher_itself_and_sees_a_rotation_of_one(
     others = teacher[0] @ teacher[1:].T
     wanted = 2 / 8 + float((2 * (2 * others) ** 2).sum()) / 64
     assert float(imitation(moved, teacher)) == pytest.approx(wanted, rel=1e-4)
+
+
+def drawn(positions=7, items=5, dim=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(positions, dim, generator=generator, requires_grad=True)
+    table = torch.randn(items, dim, generator=generator, requires_grad=True)
+    target = torch.randint(0, items, (positions,), generator=generator)
+    return vectors, table, target, torch.rand(positions, generator=generator)
+
+
+@pytest.mark.parametrize("at_once", [1, 32 * 5, 1 << 21])
+def test_full_softmax_and_its_gradients_are_those_of_cross_entropy(at_once, monkeypatch):
+    monkeypatch.setattr("rayrec.fitting.losses._LOGITS", at_once)
+    vectors, table, target, weight = drawn(positions=70)
+    found = 3 * full_softmax(vectors, table, target, weight)
+    wanted = 3 * (weight * torch.nn.functional.cross_entropy(vectors @ table.T, target, reduction="none")).sum()
+    torch.testing.assert_close(found, wanted)
+    ours = torch.autograd.grad(found, (vectors, table))
+    theirs = torch.autograd.grad(wanted, (vectors, table))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_sampled_softmax_over_all_items_is_the_full_one_and_an_own_negative_is_none():
+    vectors, table, target, weight = drawn()
+    everything = torch.arange(5)
+    torch.testing.assert_close(
+        sampled_softmax(vectors, table, target, everything, weight), full_softmax(vectors, table, target, weight)
+    )
+
+
+def test_the_correction_makes_unequal_sampling_an_estimate_of_the_full_softmax():
+    vectors, table, target, weight = (t.detach() for t in drawn(positions=40, items=60, seed=1))
+    full = float(full_softmax(vectors, table, target, weight))
+    share = torch.linspace(1, 12, 60)
+    share = share / share.sum()
+    generator = torch.Generator().manual_seed(2)
+
+    def mean(corrected):
+        found = []
+        for _ in range(300):
+            negatives = torch.multinomial(share, 400, replacement=True, generator=generator)
+            log_q = torch.log(400 * share[negatives]) if corrected else None
+            found.append(float(sampled_softmax(vectors, table, target, negatives, weight, log_q)))
+        return sum(found) / len(found)
+
+    assert mean(True) == pytest.approx(full, rel=0.01)
+    assert abs(mean(False) - full) > 0.1 * full
+
+
+def test_gbce_by_hand():
+    vectors, table = torch.tensor([[1.0]]), torch.tensor([[2.0], [-1.0], [0.5]])
+    target, negatives, weight = torch.tensor([0]), torch.tensor([1, 0]), torch.tensor([0.5])
+
+    def sigmoid(x):
+        return 1 / (1 + math.exp(-x))
+
+    # half of the other items are drawn; t 1: beta is the rate itself, t 0: plain
+    for calibration, beta in ((0.0, 1.0), (1.0, 0.5)):
+        wanted = -0.5 * (beta * math.log(sigmoid(2)) + math.log(1 - sigmoid(-1)))
+        found = gbce(vectors, table, target, negatives, weight, 0.5, calibration)
+        assert float(found) == pytest.approx(wanted, rel=1e-5)

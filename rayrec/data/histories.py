@@ -1,0 +1,192 @@
+"""Shoppers' events as arrays in time order, and how they are split to learn from and to judge by.
+
+>>> histories = Histories.of(events, item_ids)                      # doctest: +SKIP
+>>> learned, valid, test = leave_one_out(histories)                 # doctest: +SKIP
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayrec.schema import EVENT_TYPES
+
+SEARCH = EVENT_TYPES.index("search")
+DAY_US = 86_400_000_000
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Events of history h are at start[h]:start[h + 1], oldest first.
+
+    users object (H,): ids; start int64 (H + 1,). Per event: rows int64, of the catalog, -1 of a search; kinds int8,
+    of EVENT_TYPES; ts_us int64; baskets int64, a session or else a shopper's day; queries int64, of `texts`, -1 where
+    nothing was asked.
+    """
+
+    users: np.ndarray
+    start: np.ndarray
+    rows: np.ndarray
+    kinds: np.ndarray
+    ts_us: np.ndarray
+    baskets: np.ndarray
+    queries: np.ndarray
+    texts: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.start) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.start)
+
+    @classmethod
+    def of(cls, events: pa.Table, item_ids: pa.Array, *, kinds: Sequence[str] = EVENT_TYPES) -> "Histories":
+        """EVENTS in time order, of a catalog's rows. What names no shopper or no known item or query is passed over."""
+        events = events.filter(pc.is_in(events.column("type"), pa.array(kinds)))
+        item = pc.fill_null(pc.index_in(events.column("item_id"), value_set=item_ids), -1)
+        rows = item.to_numpy().astype(np.int64)
+        kind = pc.index_in(events.column("type"), value_set=pa.array(EVENT_TYPES)).to_numpy()
+        asked = pc.dictionary_encode(events.column("query")).combine_chunks()
+        query = pc.fill_null(asked.indices, -1).to_numpy().astype(np.int64)
+        rows[kind == SEARCH] = -1
+        query[kind != SEARCH] = -1
+        user = pc.dictionary_encode(events.column("user_id")).combine_chunks()
+        users = pc.fill_null(user.indices, -1).to_numpy().astype(np.int64)
+        baskets = group_baskets(events, users)
+        names = np.array(user.dictionary.to_pylist(), object)
+        rank = np.empty(len(names), np.int64)
+        rank[np.argsort(names.astype(str), kind="stable")] = np.arange(len(names))
+        known = np.flatnonzero((users >= 0) & ((rows >= 0) | (query >= 0)))
+        order = known[np.argsort(rank[users[known]], kind="stable")]
+        counts = np.bincount(rank[users[order]], minlength=len(names))
+        there = counts > 0
+        return cls(
+            names[np.argsort(rank)][there],
+            np.concatenate([[0], np.cumsum(counts[there])]).astype(np.int64),
+            rows[order],
+            kind[order].astype(np.int8),
+            events.column("ts_us").to_numpy()[order],
+            baskets[order],
+            query[order],
+            asked.dictionary.to_pylist(),
+        )
+
+    @classmethod
+    def of_rows(cls, sequences: Sequence[Sequence[int]], kind: str = "purchase") -> "Histories":
+        """Bare sequences of catalog rows, a day between two events."""
+        lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+        start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        rows = np.concatenate([np.asarray(s, np.int64) for s in sequences]) if len(sequences) else np.empty(0, np.int64)
+        place = np.arange(len(rows)) - np.repeat(start[:-1], lengths)
+        return cls(
+            np.array([str(h) for h in range(len(sequences))], object),
+            start,
+            rows,
+            np.full(len(rows), EVENT_TYPES.index(kind), np.int8),
+            place * DAY_US,
+            np.arange(len(rows)),
+            np.full(len(rows), -1, np.int64),
+        )
+
+    def take(self, chosen: np.ndarray) -> "Histories":
+        """Some of them, in that order."""
+        return self.window(chosen, self.start[chosen], self.start[chosen + 1])
+
+    def window(self, chosen: np.ndarray, first: np.ndarray, end: np.ndarray) -> "Histories":
+        """Events first[i]:end[i], as places in the arrays, of histories chosen[i]."""
+        lengths = end - first
+        start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        at = np.arange(start[-1]) + np.repeat(first - start[:-1], lengths)
+        per_event = (self.rows, self.kinds, self.ts_us, self.baskets, self.queries)
+        return Histories(self.users[chosen], start, *(values[at] for values in per_event), self.texts)
+
+    def last(self, length: int) -> "Histories":
+        """The last `length` events of each."""
+        return self.window(np.arange(len(self)), np.maximum(self.start[:-1], self.start[1:] - length), self.start[1:])
+
+
+@dataclass(frozen=True)
+class Cases:
+    """What is asked and what is right: after history c come rows wanted[wanted_start[c]:wanted_start[c + 1]]."""
+
+    histories: Histories
+    wanted_start: np.ndarray
+    wanted: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.histories)
+
+    def take(self, chosen: np.ndarray) -> "Cases":
+        parts = [self.wanted[self.wanted_start[c] : self.wanted_start[c + 1]] for c in chosen]
+        start = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+        return Cases(self.histories.take(chosen), start, np.concatenate([np.empty(0, np.int64), *parts]))
+
+    def sample(self, n: int, seed: int) -> "Cases":
+        """n of them, or all."""
+        return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:n]))
+
+
+def leave_one_out(histories: Histories) -> tuple[Histories, Cases, Cases]:
+    """(to learn from, validation, test): each shopper's last item is for the test, the one before for validation.
+
+    Shoppers with fewer than three items are only learned from. A search after the item that is left out goes too.
+    """
+    items = np.flatnonzero(histories.rows >= 0)
+    first = np.searchsorted(items, histories.start)
+    judged = np.flatnonzero(np.diff(first) >= 3)
+    last, before = items[first[judged + 1] - 1], items[first[judged + 1] - 2]
+    end = histories.start[1:].copy()
+    end[judged] = before
+    everyone = np.arange(len(histories))
+    begin = histories.start[judged]
+    one_each = np.arange(len(judged) + 1)
+    return (
+        histories.window(everyone, histories.start[:-1], end),
+        Cases(histories.window(judged, begin, before), one_each, histories.rows[before]),
+        Cases(histories.window(judged, begin, last), one_each, histories.rows[last]),
+    )
+
+
+def next_baskets(histories: Histories, at_us: int, until_us: int | None = None) -> tuple[Histories, Cases]:
+    """(what was before a moment, the first basket of each shopper at or after it, and before `until_us`).
+
+    A basket's wanted rows are distinct. Who has nothing before is asked about with an empty history.
+    """
+    h = np.repeat(np.arange(len(histories)), histories.lengths)
+    split = histories.start[:-1] + np.bincount(h[histories.ts_us < at_us], minlength=len(histories))
+    after = (histories.ts_us >= at_us) & (histories.rows >= 0)
+    if until_us is not None:
+        after &= histories.ts_us < until_us
+    places = np.flatnonzero(after)
+    judged, opening = np.unique(h[places], return_index=True)
+    basket = histories.baskets[places[opening]]
+    of_case = np.searchsorted(judged, h[places])
+    inside = histories.baskets[places] == basket[of_case]
+    pairs = np.unique(np.stack([of_case[inside], histories.rows[places[inside]]]), axis=1)
+    counts = np.bincount(pairs[0], minlength=len(judged))
+    return (
+        histories.window(np.arange(len(histories)), histories.start[:-1], split),
+        Cases(
+            histories.window(judged, histories.start[:-1][judged], split[judged]),
+            np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            pairs[1].astype(np.int64),
+        ),
+    )
+
+
+def group_baskets(events: pa.Table, users: np.ndarray) -> np.ndarray:
+    """A number per event: its session, or where that is unknown its user's day; alone without either.
+
+    users int64 (E,): a code per shopper, -1 for none.
+    """
+    session = pc.dictionary_encode(events.column("session_id")).combine_chunks()
+    codes = pc.fill_null(session.indices, -1).to_numpy().astype(np.int64)
+    day = events.column("ts_us").to_numpy() // DAY_US
+    of_day = users.astype(np.int64) * (int(day.max(initial=0)) + 1) + day
+    alone = (codes < 0) & (users < 0)
+    keys = np.where(codes >= 0, codes, len(session.dictionary) + of_day)
+    keys[alone] = -1 - np.arange(int(alone.sum()))
+    return np.unique(keys, return_inverse=True)[1]

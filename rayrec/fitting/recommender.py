@@ -1,0 +1,214 @@
+"""What the fusion model learns: after each event of a shopper, the item that comes next.
+
+>>> task = RecommenderTask(config, model, content, learned, valid)      # doctest: +SKIP
+>>> train(task, config.training)                                        # doctest: +SKIP
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rayrec.config import TrainConfig, TrainingConfig
+from rayrec.data.histories import Cases, Histories
+from rayrec.errors import SchemaError
+from rayrec.evaluation.protocol import Judged, Score, judge
+from rayrec.fitting.losses import full_softmax, gbce, sampled_softmax
+from rayrec.models.features import Content, collate
+from rayrec.models.recommender import Recommender, Tensors, to_tensors
+from rayrec.schema import EVENT_TYPES
+
+FULL_UP_TO = 5_000
+BETAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+_SORTED_TOGETHER = 64
+
+
+class RecommenderTask:
+    """One worker's part of a run over all histories.
+
+    content: of all N items, as arrays; queries: float32 (Q, E), vectors of learned.texts. A step's batch is the
+    same whatever the number of workers, and each takes its share of it.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: Recommender,
+        content: Content,
+        learned: Histories,
+        valid: Cases,
+        queries: np.ndarray | None = None,
+        *,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self._config, self._rank, self._world = config, rank, world
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.module: nn.Module = model.to(self._device)
+        self._model = model
+        self._content = to_tensors(content, self._device)
+        self.judges = valid.sample(config.judges, config.training.seed)
+        asked = np.zeros((1, model.asked.in_features), np.float32) if queries is None else queries
+        self._queries = torch.from_numpy(asked).to(self._device)
+        cut = windows(learned, config.model.length)
+        self._windows = cut.take(np.flatnonzero(cut.lengths > 1))
+        self._weights = np.array([config.loss.weights.get(kind, 0.0) for kind in EVENT_TYPES])
+        counting = (self._windows.rows >= 0) & (self._weights[self._windows.kinds] > 0)
+        h = np.repeat(np.arange(len(self._windows)), self._windows.lengths)
+        counting[self._windows.start[:-1]] = False  # nothing foresees the first
+        useful = np.unique(h[counting])
+        self._windows = self._windows.take(useful)
+        if not len(useful):
+            raise SchemaError("no shopper has two events of a kind that counts; there is nothing to learn from")
+        self._known = np.flatnonzero(model.known.cpu().numpy()[:, 0])
+        touched = np.bincount(learned.rows[learned.rows >= 0], minlength=len(model.known))
+        self._share = touched / touched.sum()
+        kind = config.loss.kind
+        self._kind = kind if kind != "auto" else "full" if len(self._known) <= FULL_UP_TO else "sampled"
+        self._plans: dict[int, list[np.ndarray]] = {}
+        self.steps_an_epoch = len(self._plan(0))
+        self.positions = int((self._windows.lengths - 1).sum())
+        """Events that an epoch foresees."""
+
+    def training(self) -> TrainingConfig:
+        """The loop's config, with epochs turned into steps."""
+        config = self._config
+        if config.epochs is None:
+            return config.training
+        steps = self.steps_an_epoch
+        return config.training.model_copy(update={"steps": steps * config.epochs, "evaluate_every": steps})
+
+    def groups(self, rate: float) -> list[dict[str, Any]]:
+        return [{"params": [p for p in self.module.parameters() if p.requires_grad], "lr": rate}]
+
+    def _plan(self, epoch: int) -> list[np.ndarray]:
+        """Windows of each batch: about as many events, of like length, in random order."""
+        if epoch not in self._plans:
+            self._plans.clear()
+            rng = np.random.default_rng([self._config.training.seed, epoch])
+            lengths = self._windows.lengths - 1
+            order = rng.permutation(len(lengths))
+            budget = self._config.training.batch * self._world
+            near = max(1, round(_SORTED_TOGETHER * budget / max(1.0, lengths.mean())))
+            batches: list[np.ndarray] = []
+            for first in range(0, len(order), near):
+                some = order[first : first + near]
+                some = some[np.argsort(lengths[some], kind="stable")]
+                ends = np.cumsum(lengths[some]) // budget
+                batches += np.split(some, np.flatnonzero(np.diff(ends)) + 1)
+            self._plans[epoch] = [batches[i] for i in rng.permutation(len(batches))]
+        return self._plans[epoch]
+
+    def loss(self, step: int) -> torch.Tensor:
+        """Of this worker's share, so scaled that the mean over workers is that of the whole batch."""
+        epoch, place = divmod(step, self.steps_an_epoch)
+        plan = self._plan(epoch)
+        chosen = plan[place % len(plan)]
+        length = self._config.model.length
+        whole = collate(self._windows.take(chosen), length + 1)
+        target, weight = next_items(whole.rows, whole.kinds, self._weights)
+        rows, negatives, log_q = self._compared(step, target[weight > 0], whole.rows)
+        place_of = np.full(len(self._share), -1)
+        place_of[rows] = np.arange(len(rows))
+        mine = slice(self._rank, None, self._world)
+        there = weight[mine, :length] > 0
+        batch = Tensors(whole.part(mine, length), self._device)
+        batch.rows = torch.where(batch.rows >= 0, self._tensor(place_of)[batch.rows], -1)
+        table = self._model.table(self._content, self._tensor(rows))
+        vectors = self._model.shoppers(batch, table, self._queries)[self._tensor(there)]
+        wanted = self._tensor(place_of[target[mine, :length][there]])
+        weights = self._tensor(weight[mine, :length][there].astype(np.float32))
+        scale = self._world / float(weight.sum())
+        if self._kind == "full":
+            return scale * full_softmax(vectors, table, wanted, weights)
+        others = self._tensor(place_of[negatives])
+        if self._kind == "sampled":
+            return scale * sampled_softmax(vectors, table, wanted, others, weights, log_q)
+        rate = len(negatives) / max(1, len(self._known) - 1)
+        return scale * gbce(vectors, table, wanted, others, weights, min(1.0, rate), self._config.loss.calibration)
+
+    def _compared(
+        self, step: int, wanted: np.ndarray, seen: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, torch.Tensor | None]:
+        """(rows whose vectors a step needs, those that are negatives, log of how often each is expected to be one)."""
+        if self._kind == "full":
+            return self._known, self._known, None
+        config = self._config.loss
+        rng = np.random.default_rng([self._config.training.seed, step, 1])
+        negatives = self._known[rng.integers(0, len(self._known), config.negatives)]
+        if config.of_batch:
+            negatives = np.concatenate([np.unique(wanted), negatives])
+        log_q = None
+        if config.log_q:
+            often = np.full(len(negatives), config.negatives / len(self._known))
+            if config.of_batch:
+                often += 1 - (1 - self._share[negatives]) ** len(wanted)
+            log_q = self._tensor(np.log(often).astype(np.float32))
+        return np.unique(np.concatenate([seen[seen >= 0], negatives])), negatives, log_q
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values).to(self._device)
+
+    def evaluate(self) -> float:
+        return self.judge(self.judges).figures()[self._config.metric]
+
+    def judge(self, cases: Cases) -> Judged:
+        """How the module does now, over the whole catalog."""
+        return judge(cases, self.scorer(), n_items=len(self._share), mask_seen=self._config.mask_seen)
+
+    @torch.no_grad()
+    def scorer(self) -> Score:
+        """Scores of all items by the module as it is now."""
+        self.module.eval()
+        table = self._model.table(self._content)
+
+        @torch.no_grad()
+        def score(histories: Histories) -> np.ndarray:
+            if not histories.lengths.any():
+                return np.zeros((len(histories), len(table)), np.float32)
+            batch = Tensors(collate(histories, self._config.model.length), self._device)
+            seen = self._model.shoppers(batch, table, self._queries)
+            last = seen[torch.arange(len(seen), device=self._device), (batch.lengths - 1).clamp(min=0)]
+            return (last @ table.T).cpu().numpy()
+
+        return score
+
+    def tune(self) -> tuple[float, float]:
+        """Of the strategy `weighted`: the alpha and beta that are best on the judging cases; (alpha, beta)."""
+        fusion = self._model.fusion
+        if fusion.strategy != "weighted" or len(fusion.names) < 2:
+            return 1.0, 1.0
+        scores = {}
+        for beta in BETAS:
+            fusion.beta.fill_(beta)
+            scores[beta] = self.evaluate()
+        best = max(scores, key=lambda beta: (scores[beta], -abs(beta - 1)))
+        fusion.beta.fill_(best)
+        return 1.0, best
+
+
+def windows(histories: Histories, length: int) -> Histories:
+    """Histories cut into runs of at most length + 1 events, from the end; the last of one is the first of the next."""
+    pieces = np.maximum(1, -(-(histories.lengths - 1) // length))
+    of = np.repeat(np.arange(len(histories)), pieces)
+    from_end = np.concatenate([np.arange(n)[::-1] for n in pieces]) if len(pieces) else np.empty(0, np.int64)
+    end = histories.start[of + 1] - from_end * length
+    first = np.maximum(histories.start[of], end - length - 1)
+    return histories.window(of, first, np.maximum(first, end))
+
+
+def next_items(rows: np.ndarray, kinds: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(the row of the next item after each event, how much it counts); -1 and 0 where there is none.
+
+    rows, kinds int64 (B, L) of a Batch; weights float (kinds,) of EVENT_TYPES.
+    """
+    target, weight = np.full(rows.shape, -1), np.zeros(rows.shape)
+    following, counts = np.full(len(rows), -1), np.zeros(len(rows))
+    for place in range(rows.shape[1] - 1, -1, -1):
+        target[:, place], weight[:, place] = following, counts
+        there = rows[:, place] >= 0
+        following = np.where(there, rows[:, place], following)
+        counts = np.where(there, weights[np.maximum(kinds[:, place] - 1, 0)], counts)
+    weight[kinds == 0] = 0
+    return target, weight
