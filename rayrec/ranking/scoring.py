@@ -16,6 +16,7 @@ from rayrec.retrieval.behavior import BehaviorIndex
 # bought together .096, bought again .206; these weights .203, and they serve shoppers without repeats too.
 REPEAT, TOGETHER, CONTENT, POPULAR = 1.0, 0.3, 0.2, 0.1
 NEAREST = 200
+LEARNED = 500  # candidates of a trained model
 _SIMILAR_TOGETHER = 0.3
 _HISTORY_HALF_LIFE_DAYS = 60.0
 _POPULAR_CANDIDATES = 200
@@ -63,8 +64,21 @@ class Taste:
         return cls(own, mass, vector / max(float(np.linalg.norm(vector)), 1e-9))
 
 
+@dataclass(frozen=True)
+class Learned:
+    """What a trained model expects of a shopper: scores float32 (N,) of all items, and what it weighs."""
+
+    scores: np.ndarray
+    weight: float
+
+
 def recommend(
-    taste: Taste | None, near: np.ndarray, behavior: BehaviorIndex, vectors: Vectors, allowed: np.ndarray | None
+    taste: Taste | None,
+    near: np.ndarray,
+    behavior: BehaviorIndex,
+    vectors: Vectors,
+    allowed: np.ndarray | None,
+    learned: Learned | None = None,
 ) -> tuple[np.ndarray, Parts]:
     """(rows, parts) for a shopper of this taste, given the rows `near` its vector; popular items for a stranger."""
     popular = top_k(np.where(True if allowed is None else allowed, behavior.popularity, -1), _POPULAR_CANDIDATES)
@@ -74,14 +88,28 @@ def recommend(
     own, mass = taste.own, taste.mass
     together = behavior.neighbours[own].T @ mass
     repeats = own[behavior.repeat[own] > 0]
-    rows = _candidates([popular, near, np.flatnonzero(together), repeats], allowed)
-    return rows, {
+    lists = [popular, near, np.flatnonzero(together), repeats]
+    if learned is not None:
+        lists.append(top_k(learned.scores if allowed is None else np.where(allowed, learned.scores, -np.inf), LEARNED))
+    rows = _candidates(lists, allowed)
+    parts = {
         "repeat": REPEAT * behavior.repeat[rows] * (1 - np.exp(-_at(own, mass, rows))),
         "together": TOGETHER * _relative(together[rows]),
         # what they have is nearest to itself: `repeat` alone says whether it is wanted again
         "content": CONTENT * np.clip(vectors(rows) @ taste.vector, 0, 1) * ~np.isin(rows, own),
         "popular": POPULAR * behavior.popularity[rows].astype(np.float64),
     }
+    if learned is not None:
+        parts["learned"] = learned.weight * _span(learned.scores[rows].astype(np.float64))
+    return rows, parts
+
+
+def _span(values: np.ndarray) -> np.ndarray:
+    """Scaled to between 0 and 1."""
+    if not len(values):
+        return values
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high > low else np.zeros(len(values))
 
 
 def _mass(history: np.ndarray, ages_days: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

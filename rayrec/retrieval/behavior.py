@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
-from rayrec.data.histories import DAY_US, group_baskets
+from rayrec.data.histories import DAY_US, Histories, group_baskets
 from rayrec.errors import IncompatibleArtifact
 from rayrec.retrieval.base import top_k
+from rayrec.schema import EVENT_TYPES
 
 EVENT_WEIGHTS = {"view": 0.1, "click": 0.2, "add_to_cart": 0.5, "purchase": 1.0}
 NEIGHBOURS = 50
@@ -70,15 +71,51 @@ class BehaviorIndex:
         events, rows = events.filter(known), row.filter(known).to_numpy().astype(np.int64)
         if not len(rows):
             return cls.empty(n)
-        ts = events.column("ts_us").to_numpy()
         kinds = pc.dictionary_encode(events.column("type")).combine_chunks()
         weight = np.array([EVENT_WEIGHTS[k] for k in kinds.dictionary.to_pylist()])[kinds.indices.to_numpy()]
+        user = pc.dictionary_encode(events.column("user_id")).combine_chunks()
+        codes = pc.fill_null(user.indices, -1).to_numpy()
+        ts = events.column("ts_us").to_numpy()
+        return cls._of(
+            n, rows, ts, weight, user.dictionary.to_pylist(), codes, group_baskets(events, codes), half_life_days
+        )
+
+    @classmethod
+    def of_histories(cls, histories: Histories, n: int, half_life_days: float) -> "BehaviorIndex":
+        """What some shoppers did; searches are passed over."""
+        weight = np.array([EVENT_WEIGHTS.get(kind, 0.0) for kind in EVENT_TYPES])[histories.kinds]
+        there = np.flatnonzero((histories.rows >= 0) & (weight > 0))
+        if not len(there):
+            return cls.empty(n)
+        there = there[np.argsort(histories.ts_us[there], kind="stable")]
+        codes = np.repeat(np.arange(len(histories)), histories.lengths)[there]
+        return cls._of(
+            n,
+            histories.rows[there],
+            histories.ts_us[there],
+            weight[there],
+            histories.users.tolist(),
+            codes,
+            histories.baskets[there],
+            half_life_days,
+        )
+
+    @classmethod
+    def _of(
+        cls,
+        n: int,
+        rows: np.ndarray,
+        ts: np.ndarray,
+        weight: np.ndarray,
+        users: list[str],
+        user_codes: np.ndarray,
+        baskets: np.ndarray,
+        half_life_days: float,
+    ) -> "BehaviorIndex":
+        """Of events in time order; user_codes: places in `users`, -1 for none."""
         now = int(ts.max())
         decay = 0.5 ** ((now - ts) / (half_life_days * DAY_US))
         popularity = np.bincount(rows, weight * decay, n)
-        user = pc.dictionary_encode(events.column("user_id")).combine_chunks()
-        users, user_codes = user.dictionary.to_pylist(), pc.fill_null(user.indices, -1).to_numpy()
-        baskets = group_baskets(events, user_codes)
         repeat = _repeat(rows, user_codes, baskets, weight, n)
         neighbours = _neighbours(rows, baskets, weight * decay, n)
         names, start, order = _histories(users, user_codes)

@@ -1,0 +1,65 @@
+"""How much a trained model weighs in what the service recommends, chosen on held-out shoppers.
+
+The same scoring as the service's, over arrays: what is counted (bought again, together, popular, like what they buy)
+plus the model's part.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from rayrec.data.histories import DAY_US, Histories
+from rayrec.ranking import scoring
+from rayrec.retrieval.base import top_k
+from rayrec.retrieval.behavior import BehaviorIndex
+
+WEIGHTS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 16.0)
+"""Of the model's part; the others keep theirs, which add up to at most 1.6."""
+Score = Callable[[Histories], np.ndarray]
+
+
+class Blend:
+    """behavior: of what was learned from; vectors: float32 (N, D) of the items; model: scores of all items.
+
+    without_had: items that a shopper had are not shown. Shoppers are told apart by their ids.
+    """
+
+    def __init__(self, behavior: BehaviorIndex, vectors: np.ndarray, model: Score | None, *, without_had: bool):
+        self._behavior, self._vectors, self._model = behavior, vectors, model
+        self._without_had = without_had
+        self._known: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+
+    def score(self, weight: float) -> Score:
+        """As the service ranks, with this weight of the model; -inf for what is no candidate."""
+
+        def scores(histories: Histories) -> np.ndarray:
+            out = np.full((len(histories), len(self._vectors)), -np.inf, np.float32)
+            lacking = np.array([h for h, user in enumerate(histories.users) if user not in self._known], np.int64)
+            if len(lacking):
+                self._prepare(histories.take(lacking))
+            for h, user in enumerate(histories.users):
+                rows, counted, learned = self._known[user]
+                out[h, rows] = counted + weight * learned
+            return out
+
+        return scores
+
+    def _prepare(self, histories: Histories) -> None:
+        expected = None if self._model is None else self._model(histories)
+        for h, user in enumerate(histories.users):
+            part = slice(histories.start[h], histories.start[h + 1])
+            there = histories.rows[part] >= 0
+            rows, ts = histories.rows[part][there], histories.ts_us[part][there]
+            ages = np.maximum(0, self._behavior.now_us - ts) / DAY_US
+            taste = scoring.Taste.of(rows, ages, lambda wanted: self._vectors[wanted])
+            allowed = None
+            if self._without_had:
+                allowed = np.ones(len(self._vectors), bool)
+                allowed[rows] = False
+            near = np.empty(0, np.int64) if taste is None else top_k(self._vectors @ taste.vector, scoring.NEAREST)
+            learned = None if expected is None or taste is None else scoring.Learned(expected[h], 1.0)
+            found, parts = scoring.recommend(
+                taste, near, self._behavior, lambda wanted: self._vectors[wanted], allowed, learned
+            )
+            own = parts.pop("learned", np.zeros(len(found)))
+            self._known[user] = (found, scoring.total(parts), own)
