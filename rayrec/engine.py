@@ -30,7 +30,7 @@ from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.retrieval.base import Candidates, Probe
 from rayrec.retrieval.completions import Completion
 from rayrec.retrieval.shards import Shards
-from rayrec.scorer import Near, Scored, Scorer
+from rayrec.scorer import Near, Scored, Scorer, TrainedModel
 from rayrec.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,8 @@ POPULAR = "answered with what is popular"
 class Engine:
     """One index version, answering. Thread-safe: nothing in it changes after loading but its caches.
 
-    image_encoder: of an index with pictures. cached_vectors: queries and photos whose vector is kept;
+    image_encoder: of an index with pictures; trained: a fusion model over its items.
+    cached_vectors: queries and photos whose vector is kept;
     candidate_cache_mib: for keeping M(q) of queries; 0 keeps none.
     """
 
@@ -58,6 +59,7 @@ class Engine:
         image_encoder: ImageEncoder | None = None,
         log_offset: int = 0,
         model: str | None = None,
+        trained: TrainedModel | None = None,
         cached_vectors: int = CACHED_VECTORS,
         candidate_cache_mib: int = CANDIDATE_CACHE_MIB,
     ):
@@ -68,7 +70,7 @@ class Engine:
         self.encoder = encoder
         self.image_encoder = image_encoder
         self.versions = {"index": index, "model": model, "log_offset": log_offset}
-        self.scorer = Scorer(shards, weights=weights, versions=self.versions)
+        self.scorer = Scorer(shards, weights=weights, versions=self.versions, model=trained)
         self._vectors: LRUCache = LRUCache(cached_vectors)
         self._candidates: LRUCache = LRUCache(
             candidate_cache_mib << 20, getsizeof=lambda found: 500 + _CANDIDATE_BYTES * len(found.candidates.rows)
@@ -103,14 +105,16 @@ class Engine:
                 raise IncompatibleArtifact(
                     f"indexes/{index} holds space {manifest['encoder']['space']}, the encoder is of {part.id.space}"
                 )
+        shards = Shards.load(directory, manifest["shards"])
         return cls(
-            Shards.load(directory, manifest["shards"]),
+            shards,
             encoder,
             image_encoder=image_encoder,
             index=index,
             weights=fusion_weights(ws, model),
             log_offset=manifest["log_offset"],
             model=model,
+            trained=TrainedModel.load(ws, model, shards, manifest["encoder"]["space"]),
             **caches,
         )
 

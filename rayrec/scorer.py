@@ -15,7 +15,9 @@ import numpy as np
 
 from rayrec.answer import Answer, Coverage, Encoded, Hit, fingerprint, make_cursor, read_cursor
 from rayrec.config import FusionWeights
+from rayrec.data.histories import DAY_US, Histories
 from rayrec.errors import NotFound
+from rayrec.models.bundle import BundledModel
 from rayrec.ranking import policy, scoring
 from rayrec.ranking.explain import reasons
 from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
@@ -23,6 +25,7 @@ from rayrec.retrieval import hybrid
 from rayrec.retrieval.base import Candidates, Found, Probe
 from rayrec.retrieval.completions import Completion, Completions
 from rayrec.retrieval.shards import Shards
+from rayrec.workspace import Workspace
 
 Texts = Callable[[int], dict[str, Callable[[], str]]]
 """row -> part of a score -> a function that words it"""
@@ -56,19 +59,57 @@ class SimilarPlan:
 
 @dataclass(frozen=True)
 class RecommendPlan:
-    """A shopper's history and taste, and what to look for; near is None for a stranger."""
+    """A shopper's history and taste, and what to look for; near is None for a stranger.
+
+    learned: what a trained model expects of them, None without one.
+    """
 
     history: np.ndarray
     taste: scoring.Taste | None
     allowed: np.ndarray | None
     near: Near | None
+    learned: scoring.Learned | None = None
+
+
+class TrainedModel:
+    """A bundle over an index's catalog: item vectors made once, shoppers' vectors on demand.
+
+    weight: of its part beside what is counted; without_had: items that a shopper had are not shown.
+    """
+
+    def __init__(self, model: BundledModel, table: np.ndarray, weight: float, *, without_had: bool):
+        self._model, self._table, self._weight = model, table, weight
+        self.without_had = without_had
+
+    @classmethod
+    def load(cls, ws: Workspace, version: str | None, shards: Shards, space: str) -> "TrainedModel | None":
+        """None for a version without a trained model. Raises NotFound, IncompatibleArtifact."""
+        said = None if version is None else ws.manifest("models", version).get("recommender")
+        if version is None or said is None:
+            return None
+        model = BundledModel.load(ws.local_copy("models", version), space=space)
+        table = model.items(shards.columns.items, *shards.contents())
+        return cls(model, table, said["weight"], without_had=said["without_had"])
+
+    def expects(self, events: Histories, asked: np.ndarray) -> scoring.Learned:
+        """Of one shopper; asked: vectors of events.texts."""
+        shopper = self._model.shoppers(events, self._table, asked if len(asked) else None)[0]
+        return scoring.Learned(self._table @ shopper, self._weight)
 
 
 class Scorer:
     """Thread-safe: nothing in it changes after loading but caches."""
 
-    def __init__(self, shards: Shards, *, weights: FusionWeights, versions: Mapping[str, Any]):
+    def __init__(
+        self,
+        shards: Shards,
+        *,
+        weights: FusionWeights,
+        versions: Mapping[str, Any],
+        model: TrainedModel | None = None,
+    ):
         self._shards = shards
+        self._model = model
         self.columns = shards.columns
         self.behavior = shards.behavior
         self.weights = weights
@@ -204,18 +245,23 @@ class Scorer:
 
     def plan_recommend(self, request: RecommendRequest, *, popular: bool = False) -> RecommendPlan:
         """popular: plan as for a stranger. Raises InvalidRequest."""
-        history, ages = np.empty(0, np.int64), np.empty(0)
         if popular:
             request = replace(request, user_id=None, recent_item_ids=())
-        if request.user_id is not None:
-            history, ages = self.behavior.history(request.user_id)
         recent = [self.columns.row_of[i] for i in request.recent_item_ids if i in self.columns.row_of]
-        history = np.concatenate([history, np.array(recent, np.int64)])
-        ages = np.concatenate([ages, np.zeros(len(recent))])
+        events = self.behavior.history(request.user_id or "")
+        events = events.and_then(np.array(recent, np.int64), "view", self.behavior.now_us)
+        items = events.rows >= 0
+        history, ages = events.rows[items], (self.behavior.now_us - events.ts_us[items]) / DAY_US
         allowed = policy.eligible(self.columns, self.columns.mask(request.filters))
         taste = scoring.Taste.of(history, ages, self._shards.vectors)
         near = None if taste is None else Near(taste.vector.astype(np.float32), scoring.NEAREST, allowed)
-        return RecommendPlan(history, taste, allowed, near)
+        learned = None
+        if self._model is not None and taste is not None:
+            learned = self._model.expects(events, self.behavior.asked)
+            if self._model.without_had:
+                allowed = np.ones(self.columns.n, bool) if allowed is None else allowed.copy()
+                allowed[history] = False
+        return RecommendPlan(history, taste, allowed, near, learned)
 
     def recommend(
         self, request: RecommendRequest, plan: RecommendPlan, near: np.ndarray, coverage: Coverage | None = None
@@ -223,10 +269,11 @@ class Scorer:
         """near: rows that were found for plan.near. coverage: of an answer that had to do without a part."""
         started = time.perf_counter()
         taste = plan.taste
-        rows, parts = scoring.recommend(taste, near, self.behavior, self._shards.vectors, plan.allowed)
+        rows, parts = scoring.recommend(taste, near, self.behavior, self._shards.vectors, plan.allowed, plan.learned)
 
         def texts(row: int) -> dict[str, Callable[[], str]]:
             return {
+                "learned": lambda: "what shoppers who did as you did want next",
                 "repeat": lambda: f"{self.behavior.repeat[row]:.0%} of its buyers buy it again, and it is one of yours",
                 "together": lambda: self._companion_text(row, plan.history),
                 "content": lambda: "like what you buy",

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 KINDS = ("catalog", "events", "encoders", "indexes", "models")
 FORMAT = 1
+ENVELOPE = ("format", "kind", "version", "created_us", "files")
+"""Of every manifest; the rest is the publisher's."""
 HISTORY = 20
 
 

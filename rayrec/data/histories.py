@@ -5,11 +5,13 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from rayrec.schema import EVENT_TYPES
 
@@ -100,12 +102,61 @@ class Histories:
         lengths = end - first
         start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         at = np.arange(start[-1]) + np.repeat(first - start[:-1], lengths)
-        per_event = (self.rows, self.kinds, self.ts_us, self.baskets, self.queries)
-        return Histories(self.users[chosen], start, *(values[at] for values in per_event), self.texts)
+        rows, kinds, ts_us, baskets, queries = (getattr(self, name)[at] for name in _ARRAYS[1:])
+        return Histories(self.users[chosen], start, rows, kinds, ts_us, baskets, queries, self.texts)
 
     def last(self, length: int) -> "Histories":
         """The last `length` events of each."""
         return self.window(np.arange(len(self)), np.maximum(self.start[:-1], self.start[1:] - length), self.start[1:])
+
+    def compact(self) -> "Histories":
+        """With those texts alone that were asked in it."""
+        used, at = np.unique(self.queries[self.queries >= 0], return_inverse=True)
+        queries = self.queries.copy()
+        queries[queries >= 0] = at
+        return replace(self, queries=queries, texts=[self.texts[q] for q in used])
+
+    def of_user(self, user_id: str) -> "Histories":
+        """That of one shopper, empty for a stranger. Users must be sorted, as `of` makes them."""
+        at = int(np.searchsorted(self.users, user_id)) if len(self.users) else 0
+        if at == len(self.users) or self.users[at] != user_id:
+            none = np.zeros(0, np.int64)
+            nobody = self.window(none, none, none)
+            return replace(nobody, users=np.array([user_id], object), start=np.zeros(2, np.int64))
+        return self.take(np.array([at]))
+
+    def and_then(self, rows: np.ndarray, kind: str, ts_us: int) -> "Histories":
+        """Of a single history: with items after it."""
+        n = len(rows)
+        return Histories(
+            self.users,
+            self.start + np.array([0, n]),
+            np.concatenate([self.rows, rows]),
+            np.concatenate([self.kinds, np.full(n, EVENT_TYPES.index(kind), np.int8)]),
+            np.concatenate([self.ts_us, np.full(n, ts_us)]),
+            np.concatenate([self.baskets, np.full(n, -1)]),
+            np.concatenate([self.queries, np.full(n, -1)]),
+            self.texts,
+        )
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        np.savez(directory / "histories.npz", **{name: getattr(self, name) for name in _ARRAYS})
+        for name, values in (("users", self.users.tolist()), ("texts", list(self.texts))):
+            pq.write_table(pa.table({name: pa.array(values, pa.string())}), directory / f"{name}.parquet")
+
+    @classmethod
+    def load(cls, directory: Path) -> "Histories":
+        """Raises OSError, ValueError, KeyError, zipfile.BadZipFile."""
+        with open(directory / "histories.npz", "rb") as stream, np.load(stream, allow_pickle=False) as z:
+            arrays = {name: z[name] for name in _ARRAYS}
+        users, texts = (
+            pq.read_table(directory / f"{name}.parquet").column(name).to_pylist() for name in ("users", "texts")
+        )
+        return cls(users=np.array(users, object), texts=texts, **arrays)
+
+
+_ARRAYS = ("start", "rows", "kinds", "ts_us", "baskets", "queries")
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,9 @@ def write(model: Any, schema: FeatureSchema, space: str, item_ids: pa.Array, dir
 
     directory.mkdir(parents=True, exist_ok=True)
     model = model.eval().cpu()
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, directory / "weights.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()}, directory / "weights.safetensors"
+    )
     known = model.known[:, 0].numpy() > 0
     pq.write_table(pa.table({"item_id": item_ids, "known": pa.array(known)}), directory / "items.parquet")
     said = {
@@ -194,7 +196,10 @@ class BundledModel:
         return out
 
     def shoppers(self, histories: Histories, table: np.ndarray, queries: np.ndarray | None = None) -> np.ndarray:
-        """float32 (H, dim): what each wants now; zeros of who did nothing. queries: (Q, query_dim) of histories.texts."""
+        """float32 (H, dim): what each wants now, zeros of who did nothing.
+
+        table: float32 (N, dim) of `items`; queries: float32 (Q, query_dim) of histories.texts.
+        """
         out = np.zeros((len(histories), self.config.dim), np.float32)
         there = np.flatnonzero(histories.lengths)
         for block in np.array_split(there, max(1, len(there) // 256)):

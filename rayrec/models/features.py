@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rayrec.data.histories import SEARCH, Histories
+from rayrec.data.histories import Histories
 from rayrec.schema import EVENT_TYPES
 
 PRICE_FEATURES = 3
@@ -63,7 +63,7 @@ class FeatureSchema:
         return cls(text_dim, image_dim, tuple(common[:max_tokens]), spread)
 
     def content(self, items: pa.Table, text: np.ndarray, image: np.ndarray | None) -> Content:
-        """Features of ITEMS. text float32 (M, D), zeros where there is none; image likewise, None if no item has one."""
+        """Features of ITEMS. text, image: float32 (M, D), zeros where there is none; image None if no item has one."""
         place = {token: number + 1 for number, token in enumerate(self.tokens)}
         attributes = np.zeros((items.num_rows, TOKENS_AN_ITEM if self.tokens else 0), np.int64)
         for row, tokens in enumerate(_tokens(items)):
@@ -74,9 +74,7 @@ class FeatureSchema:
         return Content(text, picture, has_image, attributes, self._prices(items))
 
     def _prices(self, items: pa.Table) -> np.ndarray:
-        cents = np.array(
-            [-1 if p is None or p < 0 else p for p in items.column("price_cents").to_pylist()], np.float64
-        )
+        cents = np.array([-1 if p is None or p < 0 else p for p in items.column("price_cents").to_pylist()], np.float64)
         known = cents >= 0
         mean, deviation = self.log_price
         level = np.where(known, (np.log1p(np.maximum(cents, 0)) - mean) / deviation, 0.0)
@@ -156,4 +154,3 @@ def collate(histories: Histories, length: int) -> Batch:
         padded(gaps, 0),
         lengths,
     )
-

@@ -40,6 +40,8 @@ class ItemFusion(nn.Module):
             nn.init.normal_(maps["attributes"].weight[1:], std=0.02)
         if "price" in self.names:
             maps["price"] = nn.Linear(PRICE_FEATURES, d)
+            nn.init.normal_(maps["price"].weight, std=0.01)  # else it drowns the others at first
+            nn.init.zeros_(maps["price"].bias)
         self.maps = nn.ModuleDict(maps)
         self.register_buffer("alpha", torch.ones(()))
         self.register_buffer("beta", torch.ones(()))

@@ -33,9 +33,7 @@ class Block(nn.Module):
         qkv = self.qkv(self.before_attention(x)).view(b, length, 3, self.heads, d // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         # padding comes last, so the causal mask hides it from every real position
-        seen = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0
-        )
+        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0)
         x = x + self._gate(0, x, self.drop(self.out(seen.transpose(1, 2).reshape(b, length, d))))
         fed = self.narrow(self.drop(F.gelu(self.widen(self.before_feed(x)))))
         return x + self._gate(1, x, self.drop(fed))

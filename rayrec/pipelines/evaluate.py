@@ -14,7 +14,7 @@ from rayrec.errors import SchemaError
 from rayrec.evaluation import fusion
 from rayrec.evaluation.metrics import bootstrap_ci, judged, ndcg
 from rayrec.request import MODES
-from rayrec.workspace import Workspace
+from rayrec.workspace import ENVELOPE, Workspace
 
 SEEDS = 20
 Judgements = dict[str, dict[str, float]]
@@ -127,12 +127,19 @@ def _among(engine: Engine, query: str, mode: str, item_ids: list[str]) -> list[s
 def publish_weights(ws: Workspace, engine: Engine, result: Relevance) -> tuple[str, bool]:
     """Save fitted weights as a model version; promote them if they beat the present ones on unseen queries.
 
-    Returns (version, promoted). The gate: the 95 % interval of the paired out-of-fold gain is clear of zero.
+    A trained recommender that answers now goes on answering. Returns (version, promoted). The gate: the 95 % interval
+    of the paired out-of-fold gain is clear of zero.
     """
     manifest = ws.manifest("indexes", str(engine.versions["index"]))
+    present = engine.versions["model"]
     with ws.stage("models") as staged:
+        said = {}
+        if present is not None and "recommender" in (before := ws.manifest("models", str(present))):
+            for name in before["files"]:
+                staged.write_bytes(name, ws.read_bytes("models", str(present), name))
+            said = {key: value for key, value in before.items() if key not in ENVELOPE}
         staged.write_bytes("relevance.json", json.dumps(result.to_dict()).encode())
-        version = staged.publish({"encoder": manifest["encoder"], "fusion": result.fitted.model_dump()})
+        version = staged.publish({**said, "encoder": manifest["encoder"], "fusion": result.fitted.model_dump()})
     better = result.fitted_gain_ci95[0] > 0
     if better:
         ws.promote(model=version)

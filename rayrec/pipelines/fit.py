@@ -24,7 +24,7 @@ import ray.train.torch
 from ray.util.queue import Queue
 
 from rayrec import encoder_exports
-from rayrec.config import FitImagesConfig, FitTextConfig, TrainingConfig, TrimConfig
+from rayrec.config import FitImagesConfig, FitTextConfig, TrainConfig, TrainingConfig, TrimConfig
 from rayrec.errors import NotFound
 from rayrec.evaluation.fidelity import Fidelity
 from rayrec.evaluation.metrics import bootstrap_ci
@@ -88,9 +88,27 @@ def fit(
     address: str | None,
     on_progress: Progress | None,
 ) -> FitSummary:
+    """Fit an encoder; `worker` publishes it."""
+    return FitSummary(**run(f"fit-{kind}", worker, config, arguments, ws, address, on_progress))
+
+
+def run(
+    kind: str,
+    worker: Callable[[dict[str, Any]], None],
+    config: FitTextConfig | FitImagesConfig | TrimConfig | TrainConfig,
+    arguments: dict[str, Any],
+    ws: Workspace,
+    address: str | None,
+    on_progress: Progress | None,
+    datasets: Callable[[], dict[str, Any]] = dict,
+) -> dict[str, Any]:
+    """Run `worker` on Ray Train until it tells what it published; that, and the seconds it took.
+
+    arguments: what the run is of, beside the config; they name it. datasets: of Ray Data, each whole for each worker.
+    """
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")
-    run = json.dumps([kind, config.model_dump(mode="json"), arguments], sort_keys=True)
-    name = f"fit-{kind}-{hashlib.blake2b(run.encode(), digest_size=6).hexdigest()}"
+    what = json.dumps([kind, config.model_dump(mode="json"), arguments], sort_keys=True)
+    name = f"{kind}-{hashlib.blake2b(what.encode(), digest_size=6).hexdigest()}"
     started = time.perf_counter()
     with connected(address):
         told = Queue(actor_options={"num_cpus": 0})
@@ -105,6 +123,8 @@ def fit(
                     **({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}),
                 },
             ),
+            datasets=datasets(),
+            dataset_config=ray.train.DataConfig(datasets_to_split=[]),
             run_config=ray.train.RunConfig(
                 name=name,
                 storage_path=ws.path("runs"),
@@ -122,14 +142,14 @@ def fit(
                     message = told.get(timeout=0.5)
                 except queue.Empty:
                     continue
-                if "version" in message:
+                if "step" not in message:
                     summary = message
                 elif on_progress is not None:
                     on_progress(message)
             fitting.result()
         told.shutdown(force=True)
     ws.fs.delete_dir(ws.path("runs", name))
-    return FitSummary(**summary, seconds=round(time.perf_counter() - started, 1))
+    return {**summary, "seconds": round(time.perf_counter() - started, 1)}
 
 
 class Team:
@@ -156,8 +176,13 @@ class Team:
         return float(shared)
 
 
-def train_here(task: Any, arguments: dict[str, Any], training: TrainingConfig) -> Any:
-    """Run the loop in a Ray Train worker: resume, checkpoint, report."""
+def train_here(
+    task: Any,
+    arguments: dict[str, Any],
+    training: TrainingConfig,
+    log: Callable[[int, dict[str, float]], None] | None = None,
+) -> Any:
+    """Run the loop in a Ray Train worker: resume, checkpoint, report. log: told the figures of each evaluation."""
     import torch
 
     from rayrec.fitting.training import train
@@ -177,6 +202,8 @@ def train_here(task: Any, arguments: dict[str, Any], training: TrainingConfig) -
                 torch.save(state, Path(local) / "state.pt")
                 ray.train.report(told, checkpoint=ray.train.Checkpoint.from_directory(local))
             arguments["told"].put(told)
+            if log is not None:
+                log(step, {"loss": progress.loss, "score": score})
         else:
             ray.train.report(told)
 

@@ -7,7 +7,7 @@ does not count until its manifest is there; then it is promoted.
 import logging
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,9 @@ def index(config: IndexConfig, ws: Workspace, *, address: str | None = None) -> 
             shard_task.remote(ws.uri, staged.version, catalog_version, encoder_id, shard, shards, config, images)
             for shard in range(shards)
         ]
-        behavior = behavior_task.remote(ws.uri, staged.version, catalog_version, events_version, config.half_life_days)
+        behavior = behavior_task.remote(
+            ws.uri, staged.version, catalog_version, events_version, config.half_life_days, export
+        )
         items = ws.read_parquet("catalog", catalog_version).select(ITEMS.names)
         staged.write_parquet("items.parquet", items)
         built = ray.get(tasks)
@@ -199,11 +201,12 @@ def _shard_task(
     items = ws.read_parquet("catalog", catalog_version)
     mine = items.take(pa.array(shard_rows(items.num_rows, shard, shards)))
     hashes = mine.column(CONTENT_HASH).combine_chunks()
-    vectors, pictured = EmbeddingStore(ws, encoder_id).lookup(hashes), 0
+    vectors, pictured, parts = EmbeddingStore(ws, encoder_id).lookup(hashes), 0, None
     if images is not None:
         keys = picture_hashes(mine.column("image_uri").combine_chunks())
         pictures, there = EmbeddingStore(ws, images["id"]).find(keys)
-        vectors, pictured = fuse(vectors, pictures, images["weight"]), int(there.sum())
+        parts, pictured = (vectors, pictures), int(there.sum())
+        vectors = fuse(vectors, pictures, images["weight"])
     with tempfile.TemporaryDirectory(prefix="rayrec-shard-") as local:
         kind = build_shard(
             Path(local),
@@ -212,18 +215,27 @@ def _shard_task(
             attribute_words(mine.column("attributes")),
             dense=config.dense,
             language=config.language,
+            parts=parts,
         )
         Staged(ws, "indexes", version).upload(Path(local), shard_name(shard))
     return {"dense": kind, "dim": int(vectors.shape[1]), "pictures": pictured}
 
 
 def _behavior_task(
-    ws_uri: str, version: str, catalog_version: str, events_version: str | None, half_life_days: float
+    ws_uri: str,
+    version: str,
+    catalog_version: str,
+    events_version: str | None,
+    half_life_days: float,
+    export: str,
 ) -> int:
     ws = Workspace.open(ws_uri, create=False)
     ids = ws.read_parquet("catalog", catalog_version, columns=["item_id"]).column("item_id").combine_chunks()
     table = EVENTS.empty_table() if events_version is None else ws.read_parquet("events", events_version)
     behavior = BehaviorIndex.build(table, ids, half_life_days)
+    if behavior.histories.texts:  # what shoppers searched for is part of what they want
+        encoder = encoder_exports.open_export(ws, export)
+        behavior = replace(behavior, asked=encoder.encode(behavior.histories.texts, "query"))
     with tempfile.TemporaryDirectory(prefix="rayrec-behavior-") as local:
         behavior.save(Path(local))
         Staged(ws, "indexes", version).upload(Path(local), "behavior")

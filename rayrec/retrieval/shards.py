@@ -23,6 +23,7 @@ from rayrec.retrieval.filters import ItemColumns
 from rayrec.retrieval.lexical import LexicalIndex
 
 _SAMPLE = 512
+_PARTS = "parts.npz"
 
 
 def shard_name(shard: int) -> str:
@@ -35,12 +36,25 @@ def shard_rows(n: int, shard: int, shards: int) -> np.ndarray:
 
 
 def build_shard(
-    directory: Path, vectors: np.ndarray, texts: Sequence[str], attributes: Sequence[str], *, dense: str, language: str
+    directory: Path,
+    vectors: np.ndarray,
+    texts: Sequence[str],
+    attributes: Sequence[str],
+    *,
+    dense: str,
+    language: str,
+    parts: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> str:
-    """Write one shard's two indexes; return the kind of dense index that was chosen."""
+    """Write one shard's two indexes; return the kind of dense index that was chosen.
+
+    parts: (text, image) vectors that the item vectors were fused from, kept for models that fuse them otherwise.
+    """
     index = DenseIndex.build(vectors, dense)
     index.save(directory / "dense")
     LexicalIndex.build(directory / "lexical", texts, attributes, language)
+    if parts is not None:
+        text, image = (part.astype(np.float16) for part in parts)
+        np.savez(directory / _PARTS, text=text, image=image)
     (directory / "shard.json").write_text(json.dumps({"n": len(texts), "language": language}))
     return index.kind
 
@@ -48,11 +62,21 @@ def build_shard(
 class Shard:
     """One shard's vectors and words. Its rows are those of the whole catalog, `number` of `count` shards."""
 
-    def __init__(self, dense: DenseIndex, lexical: LexicalIndex, number: int = 0, count: int = 1):
+    def __init__(
+        self, dense: DenseIndex, lexical: LexicalIndex, number: int = 0, count: int = 1, parts: Path | None = None
+    ):
         self.dense = dense
         self.lexical = lexical
         self.number = number
         self.count = count
+        self._parts = parts
+
+    def parts(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """(text, image) vectors of an index with pictures, float32; None of one without."""
+        if self._parts is None:
+            return None
+        with np.load(self._parts, allow_pickle=False) as z:
+            return z["text"].astype(np.float32), z["image"].astype(np.float32)
 
     @classmethod
     def load(cls, directory: Path, number: int, count: int, *, mapped: bool = False) -> "Shard":
@@ -67,7 +91,7 @@ class Shard:
         for part, found in (("dense", dense.n), ("lexical", lexical.n)):
             if found != said["n"]:
                 raise IncompatibleArtifact(f"{base}/{part}: {found} items, shard.json gives it {said['n']}")
-        return cls(dense, lexical, number, count)
+        return cls(dense, lexical, number, count, base / _PARTS if (base / _PARTS).exists() else None)
 
     def find(self, probes: Sequence[Probe]) -> list[Found]:
         """What the shard has for each probe."""
@@ -152,6 +176,19 @@ class Shards:
             mine = rows % self.count == shard.number
             out[mine] = shard.dense.vectors(rows[mine] // self.count)
         return out
+
+    def contents(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """(text vectors float32 (N, D), image vectors or None): what the item vectors of all rows are made of.
+
+        An index without pictures has its item vectors, which are the texts'.
+        """
+        text, image = (np.empty((self.columns.n, self.dim), np.float32) for _ in range(2))
+        for shard in self._shards:
+            parts = shard.parts()
+            if parts is None:
+                return self.vectors(np.arange(self.columns.n)), None
+            text[shard.number :: self.count], image[shard.number :: self.count] = parts
+        return text, image
 
 
 def own_part(allowed: np.ndarray | None, number: int, count: int) -> np.ndarray | None:

@@ -20,7 +20,7 @@ from rayrec.photo import no_pictures
 from rayrec.request import SearchRequest
 from rayrec.retrieval.base import Found, Hits, Probe
 from rayrec.retrieval.shards import Shard, Shards
-from rayrec.scorer import Scorer
+from rayrec.scorer import Scorer, TrainedModel
 from rayrec.serving.telemetry import Telemetry
 from rayrec.serving.versions import Live, Pair, T
 from rayrec.workspace import Workspace
@@ -161,7 +161,8 @@ class ScorerPart:
         manifest = ws.manifest("indexes", pair.index)
         versions = {"index": pair.index, "model": pair.model, "log_offset": manifest["log_offset"]}
         shards = Shards.load(directory, self._shards, mapped=True)
-        return Scorer(shards, weights=fusion_weights(ws, pair.model), versions=versions)
+        trained = TrainedModel.load(ws, pair.model, shards, manifest["encoder"]["space"])
+        return Scorer(shards, weights=fusion_weights(ws, pair.model), versions=versions, model=trained)
 
     def scorer(self, pair: Pair) -> Scorer:
         """Raises VersionNotLoaded."""

@@ -33,7 +33,9 @@ def config(loss=None, epochs=10, **model):
 
 
 def shop(n=N):
-    rows = [{"item_id": f"{i:02}", "title": f"item {i}", "brand": f"b{i % 3}", "price_cents": 100 + i} for i in range(n)]
+    rows = [
+        {"item_id": f"{i:02}", "title": f"item {i}", "brand": f"b{i % 3}", "price_cents": 100 + i} for i in range(n)
+    ]
     return pa.Table.from_pylist(rows, schema=ITEMS)
 
 

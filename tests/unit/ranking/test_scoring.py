@@ -1,6 +1,5 @@
 """The parts of a score, worked by hand on four items whose vectors and baskets are given."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -76,17 +75,33 @@ def test_a_stranger_gets_what_is_popular(shards):
 def test_recommend_weighs_each_part_by_hand(shards):
     rows, parts = _recommend(shards, [0])
     assert rows.tolist() == [0, 1, 2, 3]
-    assert parts["repeat"] == pytest.approx([1.0 * 0.5 * (1 - math.exp(-1)), 0, 0, 0])  # 3 is not one of theirs
+    assert parts["repeat"] == pytest.approx([3, 0, 0, 0])  # 3 is not one of theirs
     assert parts["together"] == pytest.approx([0, 0, 0.3, 0.15])
     assert parts["content"] == pytest.approx([0, 0.2 * 0.8, 0, 0])  # what they own is no news
     assert parts["popular"] == pytest.approx([0.02, 0.04, 0, 0.1])
 
 
-def test_older_events_weigh_half_every_sixty_days_from_the_latest(shards):
-    _, parts = _recommend(shards, [0, 3, 3], ages=[100, 40, 40])
-    assert parts["repeat"] == pytest.approx([0.5 * (1 - math.exp(-0.5)), 0, 0, 0.25 * (1 - math.exp(-2))])
-    # 0 with mass 1/2 brings .2 to 2 and .1 to 3; 3 with mass 2 brings .4 to 0
-    assert parts["together"] == pytest.approx([0.3, 0, 0.15, 0.075])
+def test_older_events_weigh_half_every_eighty_days_from_the_latest(shards):
+    _, parts = _recommend(shards, [0, 3, 3, 3], ages=[120, 40.2, 40.1, 41])
+    # 0 with mass 1/2 is bought again by .5, 3 with some 2 (once a day) by .25, both by .375 on average
+    three = 1 + 0.5 ** (1 / 80)
+    assert parts["repeat"] == pytest.approx([3 * 0.5 * (0.5 + 0.375) / (three * (0.25 + 0.375)), 0, 0, 3])
+    # 0 with mass 1/2 brings .2 to 2 and .1 to 3; 3 brings .2 of its mass to 0
+    assert parts["together"] == pytest.approx([0.3, 0, 0.3 * 0.2 / (0.2 * three), 0.3 * 0.1 / (0.2 * three)])
+
+
+def test_a_trained_model_adds_its_candidates_and_its_part(shards):
+    expected = scoring.Learned(np.array([0.1, 0.9, 0.5, -0.1], np.float32), 2.0)
+    rows, parts = scoring.recommend(
+        scoring.Taste.of(np.array([0]), np.zeros(1), shards.vectors),
+        np.empty(0, np.int64),
+        shards.behavior,
+        shards.vectors,
+        None,
+        expected,
+    )
+    assert rows.tolist() == [0, 1, 2, 3]
+    assert parts["learned"] == pytest.approx([2 * 0.2, 2, 2 * 0.6, 0])
 
 
 def test_recommend_returns_only_what_is_allowed(shards):

@@ -106,6 +106,12 @@ def test_the_nearest_neighbours_are_kept_and_ties_go_by_item_id():
     assert sorted(index.neighbours[30].indices) == [i for i in range(1, NEIGHBOURS + 2) if i != 30]
 
 
+def rows_and_ages(index, user):
+    """Of a shopper's history: rows, and ages in days."""
+    history = index.history(user)
+    return history.rows.tolist(), ((index.now_us - history.ts_us) / DAY_US).tolist()
+
+
 def test_history_is_oldest_first_with_ages_in_days():
     index = _build(
         [
@@ -116,23 +122,23 @@ def test_history_is_oldest_first_with_ages_in_days():
             {"item_id": "d"},
         ]
     )
-    rows, ages = index.history("u")
-    assert (rows.tolist(), ages.tolist()) == ([1, 0, 1], [3, 2, 0.5])
-    assert index.history("t")[0].tolist() == [2]
+    rows, ages = rows_and_ages(index, "u")
+    assert (rows, ages) == ([1, 0, 1], [3, 2, 0.5])
+    assert index.history("t").rows.tolist() == [2]
     for stranger in ("", "a", "uu", "zzz"):
-        assert [len(part) for part in index.history(stranger)] == [0, 0]
+        assert rows_and_ages(index, stranger) == ([], [])
 
 
 def test_history_keeps_the_last_events_of_each_user():
     records = [
         {"user_id": f"u{i % 2}", "item_id": "abcd"[i % 4], "ts_us": NOW_US + i * DAY_US} for i in range(3 * HISTORY)
     ]
-    rows, ages = _build(records).history("u1")
-    assert ages.tolist() == list(range(2 * HISTORY - 2, -1, -2))
-    assert rows.tolist() == [1, 3] * (HISTORY // 2)
+    rows, ages = rows_and_ages(_build(records), "u1")
+    assert ages == list(range(2 * HISTORY - 2, -1, -2))
+    assert rows == [1, 3] * (HISTORY // 2)
 
 
-def test_unknown_items_and_searches_are_passed_over():
+def test_unknown_items_and_searches_are_not_counted():
     known = [{"user_id": "u", "session_id": "s", "item_id": item} for item in "ab"]
     noise = [
         {"user_id": "u", "session_id": "s", "item_id": "gone"},
@@ -143,7 +149,9 @@ def test_unknown_items_and_searches_are_passed_over():
     assert noisy.events == 2
     assert noisy.popularity.tolist() == clean.popularity.tolist()
     assert _pairs(noisy) == _pairs(clean)
-    assert noisy.history("u")[0].tolist() == [0, 1]
+    history = noisy.history("u")
+    assert sorted(history.rows.tolist()) == [-1, 0, 1]
+    assert [history.texts[q] for q in history.queries if q >= 0] == ["pizza"]
 
 
 @pytest.mark.parametrize("events", [EVENTS.empty_table(), make_events([{"item_id": "gone", "user_id": "u"}])])
@@ -151,7 +159,7 @@ def test_without_usable_events_nothing_is_known(events):
     index = BehaviorIndex.build(events, IDS, 10.0)
     assert (index.events, index.popularity.tolist(), index.repeat.tolist()) == (0, [0] * 4, [0] * 4)
     assert (index.neighbours.shape, index.neighbours.nnz) == ((4, 4), 0)
-    assert len(index.history("u")[0]) == 0
+    assert rows_and_ages(index, "u") == ([], [])
 
 
 @pytest.mark.parametrize("records", [[], [{**r, "user_id": "ü"} for r in _baskets("ab", "abc")]])
@@ -161,8 +169,12 @@ def test_saved_and_loaded_is_the_same(tmp_path, records):
     loaded = BehaviorIndex.load(tmp_path)
     for name, value in vars(index).items():
         found = getattr(loaded, name)
-        assert _pairs(loaded) == _pairs(index) if name == "neighbours" else np.array_equal(found, value), name
-    assert loaded.history("ü")[0].tolist() == index.history("ü")[0].tolist()
+        if name == "histories":
+            for part, wanted in vars(value).items():
+                assert np.array_equal(getattr(found, part), wanted), part
+        else:
+            assert _pairs(loaded) == _pairs(index) if name == "neighbours" else np.array_equal(found, value), name
+    assert loaded.history("ü").rows.tolist() == index.history("ü").rows.tolist()
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"junk"])
