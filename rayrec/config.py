@@ -275,9 +275,9 @@ class TrainConfig(Config):
     model: RecommenderConfig = RecommenderConfig()
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig(
-        batch=1_024, learning_rate=1e-3, warmup=0, weight_decay=0, max_gradient_norm=10, patience=8, dropout=0
+        batch=1_024, learning_rate=2e-3, warmup=0, weight_decay=0, max_gradient_norm=10, patience=8, dropout=0
     )
-    epochs: int | None = Field(60, ge=1)
+    epochs: int | None = Field(40, ge=1)
     split: Literal["leave_one_out", "time"] = "leave_one_out"
     metric: str = Field("ndcg@10", description="by which the best epoch is chosen")
     mask_seen: bool = Field(True, description="in judging: what a shopper had is not shown again")
