@@ -45,6 +45,7 @@ from rayrec.fitting.recommender import RecommenderTask
 from rayrec.fitting.training import train
 from rayrec.models.features import FeatureSchema
 from rayrec.models.recommender import Recommender
+from rayrec.pipelines.fit import WORKER_ENV
 from rayrec.pipelines.train import own_counts, short
 from rayrec.ranking.blend import WEIGHTS, Blend
 from rayrec.retrieval.behavior import BehaviorIndex
@@ -445,6 +446,12 @@ def main() -> None:
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--cold", action="store_true", help="games: also the row of cold items")
     args = parser.parse_args()
+    if not WORKER_ENV.items() <= os.environ.items():  # memory is handled as in a training worker
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "benchmarks.bench_recommend", *sys.argv[1:]],
+            {**os.environ, **WORKER_ENV},
+        )
     if args.dataset != "journey" and not args.data.exists():
         raise SystemExit(f"{args.data} is not there; give --data")
     torch.set_num_threads(len(os.sched_getaffinity(0)))

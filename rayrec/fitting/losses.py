@@ -41,85 +41,81 @@ def imitation(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     return apart + F.mse_loss(student @ student.T, teacher @ teacher.T)
 
 
-class _FullSoftmax(torch.autograd.Function):
-    """Cross entropy over a whole table without its (B, N) logits in memory.
+class _Softmax(torch.autograd.Function):
+    """Cross entropy of wanted items against others, without the (B, S) logits in memory.
 
     A few rows at a time, whose gradient is made while their logits are in the cache.
     """
 
     @staticmethod
-    def forward(ctx, vectors, table, target, weight):  # type: ignore[no-untyped-def]
-        to_vectors, to_table = torch.empty_like(vectors), torch.zeros_like(table)
+    def forward(ctx, vectors, own, others, place, weight, log_q):  # type: ignore[no-untyped-def]
+        to_vectors, to_own, to_others = torch.empty_like(vectors), torch.empty_like(own), torch.zeros_like(others)
         loss = vectors.new_zeros(())
-        rows = max(32, _LOGITS // len(table))
+        rows = max(32, _LOGITS // len(others))
         for first in range(0, len(vectors), rows):
             part = slice(first, first + rows)
-            some, wanted, share = vectors[part], target[part, None], weight[part, None]
-            logits = some @ table.T
-            highest = logits.amax(1, keepdim=True)
-            own = logits.gather(1, wanted) - highest
-            total = logits.sub_(highest).exp_().sum(1, keepdim=True)
-            loss += (share * (total.log() - own)).sum()
-            logits.mul_(share / total).scatter_add_(1, wanted, -share)
-            to_vectors[part] = logits @ table
-            to_table.addmm_(logits.T, some)
-        ctx.save_for_backward(to_vectors, to_table)
+            some, wanted, share = vectors[part], own[part], weight[part, None]
+            logits = some @ others.T
+            if log_q is not None:
+                logits -= log_q
+            among = torch.nonzero(place[part] >= 0).squeeze(1)
+            logits[among, place[part][among]] = -torch.inf
+            score = (some * wanted).sum(1, keepdim=True)
+            highest = torch.maximum(logits.amax(1, keepdim=True), score)
+            logits.sub_(highest).exp_()
+            score = (score - highest).exp_()
+            total = logits.sum(1, keepdim=True) + score
+            loss -= (share * (score / total).log()).sum()
+            logits.mul_(share / total)
+            less = share * (score / total - 1)
+            to_vectors[part] = torch.addmm(less * wanted, logits, others)
+            to_own[part] = less * some
+            to_others.addmm_(logits.T, some)
+        ctx.save_for_backward(to_vectors, to_own, to_others)
         return loss
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        to_vectors, to_table = ctx.saved_tensors
-        return to_vectors * gradient, to_table * gradient, None, None
+        return *(saved * gradient for saved in ctx.saved_tensors), None, None, None
 
 
-_LOGITS = 1 << 21
+_LOGITS = 1 << 18
 
 
-def full_softmax(
-    vectors: torch.Tensor, table: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
-) -> torch.Tensor:
-    """Weighted sum of cross entropies over all items. vectors (B, D), table (N, D), target int64 (B,), weight (B,)."""
-    return _FullSoftmax.apply(vectors, table, target, weight)
-
-
-def sampled_softmax(
+def softmax(
     vectors: torch.Tensor,
-    table: torch.Tensor,
-    target: torch.Tensor,
-    negatives: torch.Tensor,
+    own: torch.Tensor,
+    others: torch.Tensor,
+    place: torch.Tensor,
     weight: torch.Tensor,
     log_q: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Weighted sum of cross entropies of the wanted item against some others (Jean et al., ACL 2015).
+    """Weighted sum of cross entropies of the wanted item against others (Jean et al., ACL 2015).
 
-    negatives: int64 (S,) places in the table; one that is wanted at a position is none there. log_q (S,): logarithm
-    of how often each is expected among the negatives; taken off its score, it makes the loss an estimate of the full
-    softmax (Yi et al., RecSys 2019).
+    vectors (B, D); own (B, D) of what is wanted; others (S, D), distinct items: all of a catalog, or a sample;
+    place int64 (B,): of the wanted item among the others, where it is none of them, or -1; weight (B,). log_q (S,):
+    logarithm of how often each is among the others; taken off its score, it makes the loss of a sample an estimate of
+    that over all (Yi et al., RecSys 2019).
     """
-    scores = vectors @ table[negatives].T
-    if log_q is not None:
-        scores = scores - log_q
-    scores = scores.masked_fill(negatives[None] == target[:, None], -torch.inf)
-    own = (vectors * table[target]).sum(1)
-    total = torch.logaddexp(own, scores.logsumexp(1))
-    return (weight * (total - own)).sum()
+    return _Softmax.apply(vectors, own, others, place, weight, log_q)
 
 
 def gbce(
     vectors: torch.Tensor,
-    table: torch.Tensor,
-    target: torch.Tensor,
-    negatives: torch.Tensor,
+    own: torch.Tensor,
+    others: torch.Tensor,
+    place: torch.Tensor,
     weight: torch.Tensor,
     rate: float,
     calibration: float,
 ) -> torch.Tensor:
     """Generalised binary cross entropy (Petrov and Macdonald, RecSys 2023, gSASRec, eq. 13), weighted sum.
 
-    rate: the share of items that a position is told are not wanted. calibration t in [0, 1]: 0 is plain binary cross
+    Arguments as of `softmax`; rate: the share of items that a position is told are not wanted. calibration t in [0, 1]: 0 is plain binary cross
     entropy, 1 undoes what sampling negatives does to confidence.
     """
     beta = rate * (calibration * (1 - 1 / rate) + 1 / rate)
-    own = (vectors * table[target]).sum(1)
-    scores = (vectors @ table[negatives].T).masked_fill(negatives[None] == target[:, None], -torch.inf)
-    return (weight * (F.softplus(scores).sum(1) - beta * F.logsigmoid(own))).sum()
+    scores = vectors @ others.T
+    itself = torch.nn.functional.one_hot(place + 1, len(others) + 1)[:, 1:].bool()
+    others_lost = F.softplus(scores.masked_fill(itself, -torch.inf)).sum(1)
+    return (weight * (others_lost - beta * F.logsigmoid((vectors * own).sum(1)))).sum()

@@ -14,7 +14,7 @@ from rayrec.config import TrainConfig, TrainingConfig
 from rayrec.data.histories import Cases, Histories
 from rayrec.errors import SchemaError
 from rayrec.evaluation.protocol import Judged, Score, judge
-from rayrec.fitting.losses import full_softmax, gbce, sampled_softmax
+from rayrec.fitting.losses import gbce, softmax
 from rayrec.models.features import Content, collate
 from rayrec.models.recommender import Recommender, Tensors, to_tensors
 from rayrec.schema import EVENT_TYPES
@@ -120,31 +120,33 @@ class RecommenderTask:
         wanted = self._tensor(place_of[target[mine, :length][there]])
         weights = self._tensor(weight[mine, :length][there].astype(np.float32))
         scale = self._world / float(weight.sum())
-        if self._kind == "full":
-            return scale * full_softmax(vectors, table, wanted, weights)
-        others = self._tensor(place_of[negatives])
-        if self._kind == "sampled":
-            return scale * sampled_softmax(vectors, table, wanted, others, weights, log_q)
-        rate = len(negatives) / max(1, len(self._known) - 1)
-        return scale * gbce(vectors, table, wanted, others, weights, min(1.0, rate), self._config.loss.calibration)
+        own, others = table[wanted], table[self._tensor(place_of[negatives])]
+        among = np.full(len(place_of), -1)
+        among[negatives] = np.arange(len(negatives))
+        place = self._tensor(among[target[mine, :length][there]])
+        if self._kind == "gbce":
+            rate = min(1.0, len(negatives) / max(1, len(self._known) - 1))
+            return scale * gbce(vectors, own, others, place, weights, rate, self._config.loss.calibration)
+        return scale * softmax(vectors, own, others, place, weights, log_q)
 
     def _compared(
         self, step: int, wanted: np.ndarray, seen: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, torch.Tensor | None]:
-        """(rows whose vectors a step needs, those that are negatives, log of how often each is expected to be one)."""
+        """(rows whose vectors a step needs, those that are negatives, log of how likely each was to be one)."""
         if self._kind == "full":
             return self._known, self._known, None
         config = self._config.loss
         rng = np.random.default_rng([self._config.training.seed, step, 1])
         negatives = self._known[rng.integers(0, len(self._known), config.negatives)]
         if config.of_batch:
-            negatives = np.concatenate([np.unique(wanted), negatives])
+            negatives = np.concatenate([wanted, negatives])
+        negatives = np.unique(negatives)
         log_q = None
         if config.log_q:
-            often = np.full(len(negatives), config.negatives / len(self._known))
+            never = np.full(len(negatives), (1 - 1 / len(self._known)) ** config.negatives)
             if config.of_batch:
-                often += 1 - (1 - self._share[negatives]) ** len(wanted)
-            log_q = self._tensor(np.log(often).astype(np.float32))
+                never *= (1 - self._share[negatives]) ** len(wanted)
+            log_q = self._tensor(np.log(1 - never).astype(np.float32))
         return np.unique(np.concatenate([seen[seen >= 0], negatives])), negatives, log_q
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:

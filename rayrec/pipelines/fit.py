@@ -36,7 +36,7 @@ Progress = Callable[[dict[str, Any]], None]
 """Told after each evaluation: step, steps, loss, score, best."""
 
 MAX_FAILURES = 3
-_WORKER_ENV = {
+WORKER_ENV = {
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning take the core from whom they wait for
     # a third of a step's time went into handing memory back to the system and taking it again
@@ -131,7 +131,7 @@ def run(
                 storage_filesystem=ws.fs,
                 failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-                worker_runtime_env={"env_vars": _WORKER_ENV},
+                worker_runtime_env={"env_vars": WORKER_ENV},
             ),
         )
         summary: dict[str, Any] = {}
