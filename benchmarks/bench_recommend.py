@@ -46,7 +46,7 @@ from rayrec.fitting.training import train
 from rayrec.models.features import FeatureSchema
 from rayrec.models.recommender import Recommender
 from rayrec.pipelines.fit import WORKER_ENV
-from rayrec.pipelines.train import own_counts, short
+from rayrec.pipelines.recommending import own_counts, short
 from rayrec.ranking.blend import WEIGHTS, Blend
 from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.schema import ITEMS

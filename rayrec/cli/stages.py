@@ -1,5 +1,6 @@
 """Building: embed, index, evaluate; which version answers; and the state of machine and workspace."""
 
+import contextlib
 import json
 from typing import Annotated
 
@@ -40,19 +41,60 @@ def index(
 
 
 @command()
+def train(
+    workspace: WorkspaceOption, config: ConfigOption = None, address: AddressOption = None, as_json: JsonOption = False
+) -> None:
+    """Train the fusion model on shoppers' events, with Ray Train; it answers if it beats what answers now.
+
+    Safe to stop and to repeat: a run continues from its last epoch.
+    """
+    from rayrec.config import TrainConfig
+    from rayrec.console import fit_bar
+    from rayrec.pipelines.train import train as run
+    from rayrec.workspace import Workspace
+
+    with fit_bar() if not as_json else contextlib.nullcontext() as told:
+        summary = run(
+            TrainConfig.load(config), Workspace.open(workspace, create=False), address=address, on_progress=told
+        )
+    print_values(summary.to_dict(), as_json)
+    if not as_json:
+        report = f"{workspace}/models/{summary.model}/report.html"
+        said = "promoted" if summary.promoted else "not promoted: it does not beat each opponent clear of zero"
+        typer.echo(f"{said}; see {report}", err=True)
+
+
+@command()
 def evaluate(
     workspace: WorkspaceOption,
-    judgements: Annotated[str, typer.Option(help="Rated queries: CSV, JSONL or Parquet of query, docid, rating.")],
+    judgements: Annotated[
+        str | None, typer.Option(help="Rated queries: CSV, JSONL or Parquet of query, docid, rating.")
+    ] = None,
+    config: ConfigOption = None,
     fit: Annotated[bool, typer.Option("--fit", help="Save fitted fusion weights; promote them if better.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """nDCG@10 of words, vectors and both on rated queries."""
+    """Judge recommendations on held-out events; or with --judgements, search on rated queries.
+
+    Recommendations: the whole catalog is ranked for each shopper. Writes report.json and report.html under reports/.
+    The config is that of 'rayrec train', whose split it takes; a trained model brings its own.
+    """
+    from rayrec.config import TrainConfig
     from rayrec.engine import Engine
     from rayrec.files import open_filesystem
     from rayrec.pipelines.evaluate import publish_weights, read_judgements, relevance
+    from rayrec.pipelines.recommending import evaluate_recommendations
     from rayrec.workspace import Workspace
 
     ws = Workspace.open(workspace, create=False)
+    if judgements is None:
+        if fit:
+            raise SchemaError("--fit needs --judgements: rated queries to fit the weights of the search to")
+        folder, report = evaluate_recommendations(ws, TrainConfig.load(config))
+        shown = {name: of_model["all"][report["metric"]] for name, of_model in report["models"].items()}
+        print_values(report if as_json else {"metric": report["metric"], **shown}, as_json)
+        typer.echo(f"{folder}/report.html", err=True)
+        return
     engine = Engine.open(ws)
     result = relevance(engine, read_judgements(*open_filesystem(judgements)))
     values = result.to_dict()

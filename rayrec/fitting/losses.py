@@ -111,8 +111,8 @@ def gbce(
 ) -> torch.Tensor:
     """Generalised binary cross entropy (Petrov and Macdonald, RecSys 2023, gSASRec, eq. 13), weighted sum.
 
-    Arguments as of `softmax`; rate: the share of items that a position is told are not wanted. calibration t in [0, 1]: 0 is plain binary cross
-    entropy, 1 undoes what sampling negatives does to confidence.
+    Arguments as of `softmax`; rate: the share of items that a position is told are not wanted. calibration t in
+    [0, 1]: 0 is plain binary cross entropy, 1 undoes what sampling negatives does to confidence.
     """
     beta = rate * (calibration * (1 - 1 / rate) + 1 / rate)
     scores = vectors @ others.T

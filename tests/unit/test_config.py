@@ -12,6 +12,7 @@ from rayrec.config import (
     FusionWeights,
     IndexConfig,
     SourceConfig,
+    TrainConfig,
     TrimConfig,
 )
 from rayrec.errors import NotFound, SchemaError
@@ -89,6 +90,7 @@ def test_a_directory_or_a_binary_file_is_no_config(tmp_path: Path) -> None:
         ("fit_text", FitTextConfig),
         ("fit_images", FitImagesConfig),
         ("fit_trimmed", TrimConfig),
+        ("train", TrainConfig),
     ],
 )
 def test_the_example_configs_load_and_name_every_key(name: str, kind: type[Config]) -> None:

@@ -1,0 +1,190 @@
+"""Judging recommendations: what is held out, who is compared, and the report of what answers now."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rayrec import encoder_exports
+from rayrec.config import TrainConfig
+from rayrec.data.histories import Cases, Histories, leave_one_out, next_baskets
+from rayrec.embedding_store import EmbeddingStore
+from rayrec.encoders.base import EncoderId
+from rayrec.errors import NotFound, SchemaError
+from rayrec.evaluation.protocol import Judged, Score, judge
+from rayrec.evaluation.report import document, page
+from rayrec.models.bundle import BundledModel
+from rayrec.pipelines.embed_pictures import picture_hashes
+from rayrec.pipelines.fit import newest_catalog
+from rayrec.pipelines.index import find_embeddings
+from rayrec.ranking.blend import WEIGHTS, Blend
+from rayrec.retrieval.behavior import HISTORY, BehaviorIndex
+from rayrec.schema import CONTENT_HASH
+from rayrec.workspace import Workspace
+
+LEAST_CASES = 20
+HALF_LIFE_DAYS = 90.0
+_NEXT = (0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A catalog as a model sees it: items ITEMS (N), text float32 (N, D), image (N, D) or None; queries float32 (Q, D)
+    of what shoppers searched for; space: of these vectors."""
+
+    items: pa.Table
+    text: np.ndarray
+    image: np.ndarray | None
+    queries: np.ndarray
+    space: str
+
+    @classmethod
+    def read(
+        cls,
+        ws: Workspace,
+        catalog: str,
+        embeddings: str,
+        images: Mapping[str, Any] | None,
+        texts: Histories,
+    ) -> "Shop":
+        items = ws.read_parquet("catalog", catalog)
+        text, image = EmbeddingStore(ws, embeddings).lookup(items.column(CONTENT_HASH).combine_chunks()), None
+        if images is not None:
+            keys = picture_hashes(items.column("image_uri").combine_chunks())
+            image = EmbeddingStore(ws, images["id"]).find(keys)[0]
+        space = EncoderId.parse(embeddings).space
+        queries = np.zeros((1, text.shape[1]), np.float32)
+        if (texts.queries >= 0).any():
+            encoder = encoder_exports.open_for(ws, {"export": space, "space": space})
+            queries = encoder.encode([asked or "" for asked in texts.texts], "query")
+        return cls(items, text, image, queries, space)
+
+    @property
+    def item_ids(self) -> pa.Array:
+        return self.items.column("item_id").combine_chunks()
+
+    def scores(self, model: BundledModel) -> Score:
+        """Of all items by a trained model."""
+        table = model.items(self.items, self.text, self.image)
+        return lambda histories: model.shoppers(histories, table, self.queries) @ table.T
+
+
+def newest_events(ws: Workspace) -> str:
+    """Raises NotFound."""
+    events = ws.latest("events")
+    if events is None:
+        raise NotFound(f"no events in {ws.uri} yet; run 'rayrec index' with events: there is nothing to learn from")
+    return events
+
+
+def split(config: TrainConfig, histories: Histories) -> tuple[Histories, Cases, Cases]:
+    """(to learn from, validation, test). Raises SchemaError if too few shoppers can be judged."""
+    if config.split == "leave_one_out":
+        learned, valid, test = leave_one_out(histories)
+    else:
+        first, second = (int(np.quantile(histories.ts_us, share)) if len(histories) else 0 for share in _NEXT)
+        learned, valid = next_baskets(histories, first, second)
+        _, test = next_baskets(histories, second)
+    for name, cases in (("validation", valid), ("test", test)):
+        if len(cases) < LEAST_CASES:
+            raise SchemaError(
+                f"{len(cases)} shoppers can be judged ({name}), at least {LEAST_CASES} are needed; "
+                "leave_one_out asks for three items each, time for a basket in the last tenth of the time"
+            )
+    return learned, valid, test
+
+
+def short(cases: Cases) -> Cases:
+    """With as much of each history as the service keeps."""
+    return Cases(cases.histories.last(HISTORY), cases.wanted_start, cases.wanted)
+
+
+def choose_weight(shop: Shop, config: TrainConfig, learned: Histories, valid: Cases, score: Score) -> float:
+    """Of a model's part beside what is counted: the best on validation cases, the smaller of equals."""
+    cases = short(valid.sample(config.judges, config.training.seed))
+    n = shop.items.num_rows
+    behavior = BehaviorIndex.of_histories(learned, n, HALF_LIFE_DAYS)
+    blend = Blend(behavior, shop.text, score, without_had=config.mask_seen)
+    reached = {
+        weight: judge(cases, blend.score(weight), n_items=n, mask_seen=config.mask_seen).figures()[config.metric]
+        for weight in WEIGHTS
+    }
+    return max(reached, key=lambda weight: (reached[weight], -weight))
+
+
+def compare(
+    ws: Workspace,
+    shop: Shop,
+    config: TrainConfig,
+    present: str | None,
+    learned: Histories,
+    test: Cases,
+    models: Mapping[str, tuple[Score, float]],
+) -> dict[str, Judged]:
+    """How models do on the test as the service would use them, and beside them what is counted and the present model.
+
+    models: name -> (scores, weight).
+    """
+    cases = short(test.sample(config.judges, config.training.seed))
+    n = shop.items.num_rows
+    behavior = BehaviorIndex.of_histories(learned, n, HALF_LIFE_DAYS)
+
+    def judged(score: Score) -> Judged:
+        return judge(cases, score, n_items=n, learned=learned, mask_seen=config.mask_seen)
+
+    def served(score: Score | None, weight: float) -> Judged:
+        return judged(Blend(behavior, shop.text, score, without_had=config.mask_seen).score(weight))
+
+    found = {name: served(score, weight) for name, (score, weight) in models.items()}
+    manifest = {} if present is None else ws.manifest("models", present)
+    if present is not None and "recommender" in manifest and manifest["encoder"]["space"] == shop.space:
+        model = BundledModel.load(ws.local_copy("models", present), space=shop.space)
+        found["present model"] = served(shop.scores(model), manifest["recommender"]["weight"])
+    found["counted"] = served(None, 0.0)
+    found["popularity"] = judged(lambda histories: np.tile(behavior.popularity, (len(histories), 1)))
+    found["bought together"] = judged(
+        lambda histories: np.asarray((behavior.neighbours.T @ own_counts(histories, n).T).T, np.float32)
+    )
+    if not config.mask_seen:
+        found["bought before"] = judged(lambda histories: own_counts(histories, n) + 1e-6 * behavior.popularity)
+    return found
+
+
+def own_counts(histories: Histories, n: int) -> np.ndarray:
+    """float32 (H, n): how often each shopper had each item."""
+    there = histories.rows >= 0
+    h = np.repeat(np.arange(len(histories)), histories.lengths)[there]
+    return np.bincount(h * n + histories.rows[there], minlength=len(histories) * n).reshape(-1, n).astype(np.float32)
+
+
+def evaluate_recommendations(ws: Workspace, config: TrainConfig) -> tuple[str, dict[str, Any]]:
+    """Judge what answers now on events that were held out of it; (directory of report.json and report.html, report).
+
+    With a trained model, its own split, catalog and events; without, the newest ones and the config's split. Raises
+    NotFound without events.
+    """
+    pointer = ws.current()
+    present = pointer.model
+    manifest = None if present is None else ws.manifest("models", present)
+    if manifest is not None and "recommender" in manifest:
+        config = TrainConfig.model_validate(manifest["config"])
+        catalog, events = manifest["catalog"], manifest["events"]
+        embeddings, images = manifest["encoder"]["id"], manifest["encoder"]["images"]
+    else:
+        catalog, events = newest_catalog(ws), newest_events(ws)
+        items_by, _ = encoder_exports.resolve(ws, config.encoder)
+        embeddings, images = find_embeddings(encoder_exports.encoder_id(items_by).space, ws, catalog), None
+    ids = ws.read_parquet("catalog", catalog, columns=["item_id"]).column("item_id").combine_chunks()
+    histories = Histories.of(ws.read_parquet("events", events), ids)
+    learned, _, test = split(config, histories)
+    shop = Shop.read(ws, catalog, embeddings, images, histories)
+    judged = compare(ws, shop, config, present, learned, test, {})
+    report = document(judged, config.metric)
+    said = {"model": present, "catalog": catalog, "events": events, "split": config.split, **report}
+    folder = f"recommendations-{pointer.generation:06d}"
+    ws.write_bytes(json.dumps(said, indent=1).encode(), "reports", folder, "report.json")
+    ws.write_bytes(page("Recommendations", report).encode(), "reports", folder, "report.html")
+    return ws.path("reports", folder), said
