@@ -254,6 +254,9 @@ class LossConfig(Config):
     """
 
     kind: Literal["auto", "full", "sampled", "gbce"] = "auto"
+    target: Literal["next_item", "next_basket"] = Field(
+        "next_item", description="next_basket: any item of it, where a visit's order says nothing"
+    )
     negatives: int = Field(2_048, ge=1, description="random ones, shared by a step")
     of_batch: bool = Field(True, description="what others of the batch wanted is a negative too")
     log_q: bool = Field(False, description="sampled: correct for how often an item is a negative")

@@ -15,7 +15,7 @@ from rayrec.data.histories import Cases, Histories
 from rayrec.errors import SchemaError
 from rayrec.evaluation.protocol import Judged, Score, judge
 from rayrec.fitting.losses import gbce, softmax
-from rayrec.models.features import Content, collate
+from rayrec.models.features import Batch, Content, collate
 from rayrec.models.recommender import Recommender, Tensors, to_tensors
 from rayrec.schema import EVENT_TYPES
 
@@ -107,7 +107,7 @@ class RecommenderTask:
         chosen = plan[place % len(plan)]
         length = self._config.model.length
         whole = collate(self._windows.take(chosen), length + 1)
-        target, weight = next_items(whole.rows, whole.kinds, self._weights)
+        target, weight = self._wanted(step, whole)
         rows, negatives, log_q = self._compared(step, target[weight > 0], whole.rows)
         place_of = np.full(len(self._share), -1)
         place_of[rows] = np.arange(len(rows))
@@ -128,6 +128,12 @@ class RecommenderTask:
             rate = min(1.0, len(negatives) / max(1, len(self._known) - 1))
             return scale * gbce(vectors, own, others, place, weights, rate, self._config.loss.calibration)
         return scale * softmax(vectors, own, others, place, weights, log_q)
+
+    def _wanted(self, step: int, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        if self._config.loss.target == "next_item":
+            return next_items(batch.rows, batch.kinds, self._weights)
+        rng = np.random.default_rng([self._config.training.seed, step, 2])
+        return next_basket_items(batch.rows, batch.kinds, batch.baskets, self._weights, rng)
 
     def _compared(
         self, step: int, wanted: np.ndarray, seen: np.ndarray
@@ -213,4 +219,30 @@ def next_items(rows: np.ndarray, kinds: np.ndarray, weights: np.ndarray) -> tupl
         following = np.where(there, rows[:, place], following)
         counts = np.where(there, weights[np.maximum(kinds[:, place] - 1, 0)], counts)
     weight[kinds == 0] = 0
+    return target, weight
+
+
+def next_basket_items(
+    rows: np.ndarray, kinds: np.ndarray, baskets: np.ndarray, weights: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `next_items`, but of each event a random item of the shopper's next basket: what they come back for."""
+    people, length = rows.shape
+    start, end = np.zeros(people, np.int64), np.zeros(people, np.int64)  # of the basket after the present one
+    own_start, own_end = np.full(people, length), np.full(people, length)
+    target, weight = np.full(rows.shape, -1), np.zeros(rows.shape)
+    draws = rng.random(rows.shape)
+    everyone = np.arange(people)
+    for place in range(length - 1, -1, -1):
+        there = rows[:, place] >= 0
+        inside = (
+            there & (own_start < length) & (baskets[:, place] == baskets[everyone, np.minimum(own_start, length - 1)])
+        )
+        opens = there & ~inside
+        start, end = np.where(opens, own_start, start), np.where(opens, own_end, end)
+        own_end = np.where(opens, place + 1, own_end)
+        own_start = np.where(there, place, own_start)
+        chosen = np.minimum(start + (draws[:, place] * (end - start)).astype(np.int64), length - 1)
+        found = (end > start) & (kinds[:, place] > 0) & (rows[everyone, chosen] >= 0)
+        target[:, place] = np.where(found, rows[everyone, chosen], -1)
+        weight[:, place] = np.where(found, weights[np.maximum(kinds[everyone, chosen] - 1, 0)], 0.0)
     return target, weight

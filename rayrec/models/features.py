@@ -116,19 +116,20 @@ class Batch:
     """Histories side by side, oldest event first, padded at their end.
 
     rows int64 (B, L): of the catalog, -1 for a search and for padding; queries int64 (B, L): of the texts asked, -1
-    else; kinds and gaps int64 (B, L), 0 for padding; lengths int64 (B,).
+    else; kinds and gaps int64 (B, L), 0 for padding; baskets int64 (B, L), -1 for padding; lengths int64 (B,).
     """
 
     rows: np.ndarray
     queries: np.ndarray
     kinds: np.ndarray
     gaps: np.ndarray
+    baskets: np.ndarray
     lengths: np.ndarray
 
     def part(self, which: slice, length: int) -> "Batch":
         """Some of them, and no more than their first `length` events."""
-        rows, queries, kinds, gaps = (v[which, :length] for v in (self.rows, self.queries, self.kinds, self.gaps))
-        return Batch(rows, queries, kinds, gaps, np.minimum(self.lengths[which], length))
+        values = (self.rows, self.queries, self.kinds, self.gaps, self.baskets)
+        return Batch(*(v[which, :length] for v in values), np.minimum(self.lengths[which], length))
 
 
 def collate(histories: Histories, length: int) -> Batch:
@@ -152,5 +153,6 @@ def collate(histories: Histories, length: int) -> Batch:
         padded(histories.queries, -1),
         padded(histories.kinds.astype(np.int64) + 1, 0),
         padded(gaps, 0),
+        padded(histories.baskets, -1),
         lengths,
     )

@@ -12,7 +12,7 @@ from rayrec.models.features import FeatureSchema
 from rayrec.schema import EVENT_TYPES, ITEMS
 
 torch = pytest.importorskip("torch")
-from rayrec.fitting.recommender import RecommenderTask, next_items, windows  # noqa: E402
+from rayrec.fitting.recommender import RecommenderTask, next_basket_items, next_items, windows  # noqa: E402
 from rayrec.fitting.training import train  # noqa: E402
 from rayrec.models.recommender import Recommender  # noqa: E402
 
@@ -173,6 +173,21 @@ def test_next_items_by_hand():
     target, weight = next_items(rows, kinds, weights)
     assert target.tolist() == [[7, 7, 8, -1], [4, -1, -1, -1]]
     assert weight.tolist() == [[0.1, 0.1, 1, 0], [1, 0, 0, 0]]
+
+
+def test_next_basket_items_are_of_the_basket_after_the_own_one():
+    rows = np.array([[5, 6, 7, -1, 8, 9], [3, 4, -1, -1, -1, -1]])
+    kinds = np.array([[4, 4, 4, SEARCH + 1, 4, 4], [4, 4, 0, 0, 0, 0]])
+    baskets = np.array([[1, 1, 2, 3, 3, 3], [4, 4, -1, -1, -1, -1]])
+    weights = np.ones(len(EVENT_TYPES))
+    seen = set()
+    for seed in range(30):
+        target, weight = next_basket_items(rows, kinds, baskets, weights, np.random.default_rng(seed))
+        assert target[0, :2].tolist() == [7, 7]
+        assert weight.tolist() == [[1, 1, 1, 0, 0, 0], [0] * 6]
+        assert target[1].tolist() == [-1] * 6
+        seen.add(int(target[0, 2]))
+    assert seen == {8, 9}
 
 
 def test_events_that_tell_nothing_are_told():
