@@ -5,7 +5,7 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -13,7 +13,17 @@ from urllib.parse import quote, urlsplit
 import psutil
 import pyarrow.compute as pc
 
-from rayrec.config import EmbedConfig, IndexConfig, ReplicasConfig, ServeConfig, SourceConfig
+from rayrec.config import (
+    EmbedConfig,
+    IndexConfig,
+    LossConfig,
+    RecommenderConfig,
+    ReplicasConfig,
+    ServeConfig,
+    SourceConfig,
+    TrainConfig,
+    TrainingConfig,
+)
 from rayrec.console import progress_bar
 from rayrec.serving.auth import Keys
 from rayrec.serving.cluster import local_cluster
@@ -21,8 +31,21 @@ from rayrec.serving.local import check_port
 from rayrec.workspace import Workspace
 
 CHECKS = ("frozen pizza", "cat food", "shampoo for dry hair", "something sweet for a birthday")
+# of a grocer: people buy again, and the order within a basket says nothing
+TRAINING = TrainConfig(
+    model=RecommenderConfig(dropout=0.2, length=100),
+    loss=LossConfig(target="next_basket"),
+    training=TrainingConfig(
+        batch=4_096, learning_rate=2e-3, warmup=0.02, weight_decay=0, max_gradient_norm=10, patience=3, dropout=0
+    ),
+    epochs=3,
+    split="time",
+    metric="recall@10",
+    mask_seen=False,
+)
 _LABEL = "demo"
 _SHOPPERS = 12
+Progress = Callable[[dict[str, Any]], None]
 _REPLICAS = 2
 
 
@@ -104,6 +127,23 @@ def running(ws: Workspace, *, max_items: int | None, port: int) -> Iterator[Shop
             "url": url,
         }
         yield Shop(url, key, shoppers, figures)
+
+
+def train_behind(ws: Workspace, on_progress: Progress | None = None) -> dict[str, Any]:
+    """Train the fusion model on the demo's purchases while the shop answers; if the gate lets it, it answers next.
+
+    trained_s: seconds; verdict: of the gate.
+    """
+    from rayrec.pipelines.train import train
+
+    summary = train(TRAINING, ws, on_progress=on_progress)
+    return {
+        "trained_s": summary.seconds,
+        "model": summary.model,
+        "promoted": summary.promoted,
+        "weight": summary.weight,
+        "verdict": summary.verdict,
+    }
 
 
 def _shoppers(ws: Workspace) -> tuple[str, ...]:

@@ -1,8 +1,10 @@
 """The service: the demo, serving a workspace, its keys, and the settings of a cluster."""
 
+import contextlib
 import json
 import os
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +19,9 @@ def demo(
     items: Annotated[int, typer.Option(min=100, help="How many of the 20,770 items: the most bought ones.")] = 15_000,
     port: PortOption = 8000,
     check: Annotated[bool, typer.Option("--check", help="Answer a few requests, print one JSON line, exit.")] = False,
+    train: Annotated[
+        bool | None, typer.Option(help="Train the fusion model behind the shop; by default not with --check.")
+    ] = None,
 ) -> None:
     """Load a grocer's catalog and year of purchases, embed, index and serve them (about 2 minutes).
 
@@ -29,6 +34,9 @@ def demo(
     with main_job.running(Workspace.open(workspace), max_items=items, port=port) as shop:
         if check:
             faults = main_job.check(shop)
+            if train:
+                shop.figures.update(main_job.train_behind(Workspace.open(workspace)))
+                faults += main_job.check(shop)
             for fault in faults:
                 err.print(f"[red]{fault}[/red]")
             typer.echo(json.dumps({**shop.figures, "faults": len(faults)}))
@@ -37,7 +45,39 @@ def demo(
             return
         show_values(shop.figures)
         _tell_urls(shop.url, shop.key)
-        _until_stopped()
+        with _training_behind(workspace, train is not False):
+            _until_stopped()
+
+
+@contextlib.contextmanager
+def _training_behind(workspace: str, wanted: bool) -> Iterator[None]:
+    """Train in a thread that ends with the block, whatever it has reached."""
+    import threading
+
+    from rayrec import demo as main_job
+    from rayrec.console import err, fit_bar, show_error
+    from rayrec.workspace import Workspace
+
+    ended = threading.Event()
+
+    def run() -> None:
+        err.print("training on these purchases meanwhile; 'for you' changes when the model passes the gate")
+        try:
+            with fit_bar() as told:
+                found = main_job.train_behind(Workspace.open(workspace), told)
+        except Exception as error:  # the shop goes on answering
+            if not ended.is_set():
+                show_error(error)
+            return
+        said = "it answers now" if found["promoted"] else "it is no better than what answers, and does not"
+        err.print(f"trained in {found['trained_s']:.0f} s: {said}")
+
+    if wanted:
+        threading.Thread(target=run, name="rayrec-train", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 @command()

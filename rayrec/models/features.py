@@ -129,7 +129,8 @@ class Batch:
     def part(self, which: slice, length: int) -> "Batch":
         """Some of them, and no more than their first `length` events."""
         values = (self.rows, self.queries, self.kinds, self.gaps, self.baskets)
-        return Batch(*(v[which, :length] for v in values), np.minimum(self.lengths[which], length))
+        rows, queries, kinds, gaps, baskets = (v[which, :length] for v in values)
+        return Batch(rows, queries, kinds, gaps, baskets, np.minimum(self.lengths[which], length))
 
 
 def collate(histories: Histories, length: int) -> Batch:

@@ -21,6 +21,7 @@ import numpy as np
 import ray
 import ray.train
 import ray.train.torch
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.queue import Queue
 
 from rayrec import encoder_exports
@@ -112,7 +113,9 @@ def run(
     started = time.perf_counter()
     with connected(address):
         told = Queue(actor_options={"num_cpus": 0})
-        trainer = ray.train.torch.TorchTrainer(
+        # one worker has nobody to talk to, and torch's store would listen on all interfaces for it
+        trainer_of = DataParallelTrainer if config.workers == 1 else ray.train.torch.TorchTrainer
+        trainer = trainer_of(
             worker,
             train_loop_config={**arguments, "config": config, "ws_uri": ws.uri, "told": told, "bundle": name},
             scaling_config=ray.train.ScalingConfig(
@@ -158,17 +161,16 @@ class Team:
     def average(self, gradients: Sequence[Any]) -> None:
         import torch.distributed as dist
 
-        world = dist.get_world_size()
-        if world > 1:
+        if dist.is_initialized():
             for gradient in gradients:
                 dist.all_reduce(gradient)
-                gradient.div_(world)
+                gradient.div_(dist.get_world_size())
 
     def agree(self, score: float) -> float:
         import torch
         import torch.distributed as dist
 
-        if dist.get_world_size() == 1:
+        if not dist.is_initialized():
             return score
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         shared = torch.tensor([score], dtype=torch.float64, device=device)
