@@ -247,3 +247,31 @@ def publish_index(ws: Workspace, items: pa.Table, events: pa.Table, *, shards: i
         }
         counts = {"items": items.num_rows, "events": events.num_rows}
         return staged.publish({"encoder": encoder, "shards": shards, "log_offset": 0, "counts": counts})
+
+
+def publish_model(ws: Workspace, items: pa.Table, *, weight: float = 5.0, without_had: bool = True) -> str:
+    """A fusion model with random weights over the fake encoder's vectors, published like the training job's."""
+    import torch
+
+    from rayrec.config import RecommenderConfig
+    from rayrec.models import bundle
+    from rayrec.models.features import FeatureSchema
+    from rayrec.models.recommender import Recommender
+
+    torch.manual_seed(0)
+    schema = FeatureSchema.fit(items, FakeEncoder().dim, 0, min_count=2, max_tokens=50)
+    known = np.ones(items.num_rows, bool)
+    model = Recommender(RecommenderConfig(dim=8, length=10), schema, known, FakeEncoder().dim)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    space = FakeEncoder().id.space
+    with tempfile.TemporaryDirectory() as local, ws.stage("models") as staged:
+        bundle.write(model, schema, space, items.column("item_id").combine_chunks(), Path(local))
+        staged.upload(Path(local), "")
+        return staged.publish(
+            {
+                "encoder": {"space": space},
+                "fusion": FusionWeights().model_dump(),
+                "recommender": {"weight": weight, "without_had": without_had},
+            }
+        )

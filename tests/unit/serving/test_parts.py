@@ -1,6 +1,7 @@
 """The split service, its parts in this process behind stand-in handles: equal answers, and what a lost part costs."""
 
 import asyncio
+import json
 import pickle
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,7 +18,7 @@ from rayrec.serving.gateway import Gateway
 from rayrec.serving.parts import QueryEncoder, Retriever, ScorerPart
 from rayrec.serving.telemetry import Telemetry
 from rayrec.serving.versions import Pair
-from tests.fakes import make_photo
+from tests.fakes import make_catalog, make_photo, publish_model
 
 
 class Handle:
@@ -234,3 +235,29 @@ def test_an_index_with_other_shards_is_refused_with_the_remedy(ws):
     part = QueryEncoder(config, Telemetry())
     with pytest.raises(VersionNotLoaded):
         part.encode(Pair("nope"), ["x"])
+
+
+def test_a_trained_model_answers_alike_in_both_and_changes_what_a_shopper_gets(ws, split):
+    before = _ask(split[0], ws, ASKS[6])
+    stranger = _ask(split[0], ws, ASKS[7])
+    model = publish_model(ws, make_catalog())
+    ws.promote(model=model)
+    fused = FusedBackend(ServeConfig(workspace=ws.uri), Telemetry())
+    trained, handles = _split(ws)
+    assert handles
+    after = _ask(trained, ws, ASKS[6])
+    assert after == _ask(fused, ws, ASKS[6])
+    assert after["versions"]["model"] == model
+    assert [hit["item_id"] for hit in after["hits"]] != [hit["item_id"] for hit in before["hits"]]
+    assert "learned" in {reason["part"] for hit in after["hits"] for reason in hit["reasons"]}
+    assert "i0003" not in {hit["item_id"] for hit in after["hits"]}  # it was had a moment ago
+    assert _ask(trained, ws, ASKS[7])["hits"] == stranger["hits"]  # of whom nothing is known
+
+
+def test_a_model_of_another_space_cannot_be_promoted(ws):
+    model = publish_model(ws, make_catalog())
+    manifest = json.loads(ws.read_bytes("models", model, "manifest.json"))
+    manifest["encoder"]["space"] = "elsewhere"
+    ws.write_bytes(json.dumps(manifest).encode(), "models", model, "manifest.json")
+    with pytest.raises(IncompatibleArtifact, match="elsewhere"):
+        ws.promote(model=model)
