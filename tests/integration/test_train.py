@@ -22,6 +22,7 @@ from rayrec.config import (
 from rayrec.errors import NotFound
 from rayrec.pipelines.embed import embed
 from rayrec.pipelines.index import index
+from rayrec.pipelines.recommending import evaluate_recommendations
 from rayrec.pipelines.train import train
 from rayrec.workspace import Workspace
 from tests.fakes import make_tiny_model
@@ -108,6 +109,12 @@ def test_the_gate_refuses_a_worse_model_and_rollback_works(ws: Workspace, model:
     personal = Engine.open(ws).recommend(user_id="u000", k=10, explain=True)
     assert [h.item_id for h in personal.hits] != [h.item_id for h in plain.hits]
     assert personal.versions["model"] == good.model
+    folder, report = evaluate_recommendations(ws, TrainConfig())
+    figures = {name: one["all"]["ndcg@10"] for name, one in report["models"].items()}
+    print(f"evaluate: {figures}")
+    assert figures["present model"] == pytest.approx(good.figures["ndcg@10"], abs=1e-3)
+    assert figures["present model"] > figures["counted"]
+    assert "<svg" in Path(folder, "report.html").read_text()
     bad = train(config_of(model, epochs=1, rate=1e-6), ws)
     print(f"bad: {bad}")
     assert not bad.promoted

@@ -16,7 +16,7 @@ from rayrec.workspace import Workspace
 
 COMMANDS = (
     "demo", "serve", "keys", "env", "embed", "index", "search", "recommend", "similar", "evaluate", "versions",
-    "promote", "rollback", "doctor", "fit",
+    "promote", "rollback", "doctor", "fit", "train",
 )  # fmt: skip
 
 
@@ -57,6 +57,10 @@ def test_help_lists_every_command() -> None:
 FAILURES = {
     "no such workspace": (("versions", "-w", "{tmp}/none"), "no workspace at"),
     "search without workspace": (("search", "cable", "-w", "{tmp}/none"), "no workspace at"),
+    "train without workspace": (("train", "-w", "{tmp}/none"), "no workspace at"),
+    "train without events": (("train", "-w", "{tmp}"), "no events in"),
+    "evaluate without events": (("evaluate", "-w", "{tmp}"), "no catalog in"),
+    "fit without judgements": (("evaluate", "-w", "{tmp}", "--fit"), "--fit needs --judgements"),
     "nothing to promote": (("promote", "-w", "{tmp}"), "name an --index, a --model, or both"),
     "unknown version": (("promote", "-w", "{tmp}", "--index", "v1"), "indexes/v1 is not a published version"),
     "nothing to roll back to": (("rollback", "-w", "{tmp}"), "nothing to roll back to"),

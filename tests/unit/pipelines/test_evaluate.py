@@ -13,7 +13,7 @@ from rayrec.evaluation.metrics import ndcg
 from rayrec.files import open_filesystem
 from rayrec.pipelines.evaluate import Relevance, publish_weights, read_judgements, relevance
 from rayrec.workspace import Workspace
-from tests.fakes import build_engine, make_catalog, make_items
+from tests.fakes import FakeEncoder, build_engine, make_catalog, make_items, publish_model
 
 ADJECTIVES = ["small", "large", "organic", "classic", "compact"]
 NOUNS = ["chips", "nuts", "pizza"]
@@ -75,6 +75,24 @@ def test_fitted_weights_answer_only_if_their_gain_is_clear_of_zero(
     assert ws.current().model == (version if promoted else None)
     assert ws.manifest("models", version)["fusion"] == result.fitted.model_dump()
     assert json.loads(ws.read_bytes("models", version, "relevance.json"))["queries"] == 15
+
+
+def test_a_trained_recommender_goes_on_answering_under_new_search_weights(
+    engine: Engine, result: Relevance, tmp_path: Path
+):
+    ws = Workspace.open(tmp_path / "ws")
+    with ws.stage("indexes") as staged:
+        staged.write_bytes("x", b"x")
+        index = staged.publish({"encoder": {"space": FakeEncoder().id.space}})
+    model = publish_model(ws, engine.columns.items, weight=3.0)
+    ws.promote(index=index, model=model)
+    answering = Engine(engine.shards, engine.encoder, index=index, weights=engine.weights, model=model)
+    version, promoted = publish_weights(ws, answering, replace(result, fitted_gain_ci95=(0.01, 0.05)))
+    assert promoted
+    assert version != model
+    assert ws.manifest("models", version)["recommender"] == {"weight": 3.0, "without_had": True}
+    assert ws.manifest("models", version)["fusion"] == result.fitted.model_dump()
+    assert ws.read_bytes("models", version, "shopper.onnx") == ws.read_bytes("models", model, "shopper.onnx")
 
 
 def test_judgements_come_from_csv_and_lose_queries_without_a_relevant_item(tmp_path: Path):
