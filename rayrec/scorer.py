@@ -256,7 +256,7 @@ class Scorer:
         taste = scoring.Taste.of(history, ages, self._shards.vectors)
         near = None if taste is None else Near(taste.vector.astype(np.float32), scoring.NEAREST, allowed)
         learned = None
-        if self._model is not None and taste is not None:
+        if self._model is not None and len(events.rows):
             learned = self._model.expects(events, self.behavior.asked)
             if self._model.without_had:
                 allowed = np.ones(self.columns.n, bool) if allowed is None else allowed.copy()

@@ -57,7 +57,9 @@ class Blend:
                 allowed = np.ones(len(self._vectors), bool)
                 allowed[rows] = False
             near = np.empty(0, np.int64) if taste is None else top_k(self._vectors @ taste.vector, scoring.NEAREST)
-            learned = None if expected is None or taste is None else scoring.Learned(expected[h], 1.0)
+            learned = None
+            if expected is not None and histories.lengths[h]:
+                learned = scoring.Learned(expected[h], 1.0)
             found, parts = scoring.recommend(
                 taste, near, self._behavior, lambda wanted: self._vectors[wanted], allowed, learned
             )

@@ -80,25 +80,28 @@ def recommend(
     allowed: np.ndarray | None,
     learned: Learned | None = None,
 ) -> tuple[np.ndarray, Parts]:
-    """(rows, parts) for a shopper of this taste, given the rows `near` its vector; popular items for a stranger."""
+    """(rows, parts) for a shopper of this taste, given the rows `near` its vector; popular items for a stranger.
+
+    taste is None of who touched no item; a model may know what they searched for.
+    """
     popular = top_k(np.where(True if allowed is None else allowed, behavior.popularity, -1), _POPULAR_CANDIDATES)
-    if taste is None:
-        rows = _candidates([popular], allowed)
-        return rows, {"popular": behavior.popularity[rows].astype(np.float64)}
-    own, mass = taste.own, taste.mass
-    together = behavior.neighbours[own].T @ mass
-    repeats = own[behavior.repeat[own] > 0]
-    lists = [popular, near, np.flatnonzero(together), repeats]
+    lists = [popular]
     if learned is not None:
         lists.append(top_k(learned.scores if allowed is None else np.where(allowed, learned.scores, -np.inf), LEARNED))
+    if taste is not None:
+        own, mass = taste.own, taste.mass
+        together = behavior.neighbours[own].T @ mass
+        again = mass * (behavior.repeat[own] + behavior.repeat[own].mean())
+        lists += [near, np.flatnonzero(together), own[behavior.repeat[own] > 0]]
     rows = _candidates(lists, allowed)
-    parts = {
-        "repeat": REPEAT * _relative(_at(own, mass * (behavior.repeat[own] + behavior.repeat[own].mean()), rows)),
-        "together": TOGETHER * _relative(together[rows]),
+    parts: Parts = {"popular": behavior.popularity[rows].astype(np.float64)}
+    if taste is not None or learned is not None:
+        parts["popular"] *= POPULAR
+    if taste is not None:
+        parts["repeat"] = REPEAT * _relative(_at(own, again, rows))
+        parts["together"] = TOGETHER * _relative(together[rows])
         # what they have is nearest to itself: `repeat` alone says whether it is wanted again
-        "content": CONTENT * np.clip(vectors(rows) @ taste.vector, 0, 1) * ~np.isin(rows, own),
-        "popular": POPULAR * behavior.popularity[rows].astype(np.float64),
-    }
+        parts["content"] = CONTENT * np.clip(vectors(rows) @ taste.vector, 0, 1) * ~np.isin(rows, own)
     if learned is not None:
         parts["learned"] = learned.weight * _span(learned.scores[rows].astype(np.float64))
     return rows, parts

@@ -104,6 +104,16 @@ def test_a_trained_model_adds_its_candidates_and_its_part(shards):
     assert parts["learned"] == pytest.approx([2 * 0.2, 2, 2 * 0.6, 0])
 
 
+def test_a_shopper_who_only_searched_gets_what_the_model_expects(shards):
+    expected = scoring.Learned(np.array([0.0, 1.0, 0.5, 0.0], np.float32), 1.0)
+    nothing = np.empty(0, np.int64)
+    rows, parts = scoring.recommend(None, nothing, shards.behavior, shards.vectors, None, expected)
+    assert rows.tolist() == [0, 1, 2, 3]
+    assert set(parts) == {"popular", "learned"}
+    assert parts["learned"].tolist() == [0, 1, 0.5, 0]
+    assert scoring.total(parts).argmax() == 1
+
+
 def test_recommend_returns_only_what_is_allowed(shards):
     rows, parts = _recommend(shards, [0], allowed=np.array([False, True, False, True]))
     assert rows.tolist() == [1, 3]
