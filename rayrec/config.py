@@ -235,6 +235,9 @@ class RecommenderConfig(Config):
     dropout: float = Field(0.5, ge=0, lt=1)
     content_dropout: float = Field(0.2, ge=0, lt=1, description="of text and image vectors")
     id_dropout: float = Field(0.1, ge=0, lt=1, description="share of items a step that learn without their id")
+    newcomer_cost: float = Field(
+        0.02, ge=0, lt=1, description="share of the metric given up so that items nobody touched yet are shown too"
+    )
     price: bool = True
     min_count: int = Field(5, ge=1, description="items that must share an attribute for it to count")
     max_tokens: int = Field(20_000, ge=0, description="attributes that are kept, the most frequent")

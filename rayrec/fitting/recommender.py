@@ -20,7 +20,8 @@ from rayrec.models.recommender import Recommender, Tensors, to_tensors
 from rayrec.schema import EVENT_TYPES
 
 FULL_UP_TO = 5_000
-BETAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+BETAS = (0.5, 0.75, 1.0, 1.25, 1.5)
+NEWCOMERS = (1.0, 1.05, 1.1, 1.15, 1.2, 1.3, 1.5, 2.0)
 _SORTED_TOGETHER = 64
 
 
@@ -182,18 +183,35 @@ class RecommenderTask:
 
         return score
 
-    def tune(self) -> tuple[float, float]:
-        """Of the strategy `weighted`: the alpha and beta that are best on the judging cases; (alpha, beta)."""
+    def tune(self) -> None:
+        """What the judging cases say best: beta of the strategy `weighted`, and how long newcomers' vectors are."""
         fusion = self._model.fusion
-        if fusion.strategy != "weighted" or len(fusion.names) < 2:
-            return 1.0, 1.0
-        scores = {}
-        for beta in BETAS:
-            fusion.beta.fill_(beta)
-            scores[beta] = self.evaluate()
-        best = max(scores, key=lambda beta: (scores[beta], -abs(beta - 1)))
-        fusion.beta.fill_(best)
-        return 1.0, best
+        if len(fusion.names) < 2:
+            return
+        if fusion.strategy == "weighted":
+            reached = {beta: self._with(fusion.beta, beta, self.judges) for beta in BETAS}
+            fusion.beta.fill_(max(BETAS, key=lambda beta: (reached[beta], -abs(beta - 1))))
+        self._tune_newcomers(fusion.newcomers)
+
+    def _tune_newcomers(self, newcomers: torch.Tensor) -> None:
+        """The longest that costs others no more than `newcomer_cost`, when a tenth of the items are taken for new."""
+        rng = np.random.default_rng([self._config.training.seed, 3])
+        pretended = rng.permutation(self._known)[: len(self._known) // 10]
+        of_case = np.repeat(np.arange(len(self.judges)), np.diff(self.judges.wanted_start))
+        others = np.setdiff1d(np.arange(len(self.judges)), of_case[np.isin(self.judges.wanted, pretended)])
+        cases = self.judges.take(others)
+        if not len(cases):
+            return
+        known = self._model.known
+        known[pretended] = 0
+        least = (1 - self._config.model.newcomer_cost) * self._with(newcomers, 1.0, cases)
+        allowed = [length for length in NEWCOMERS if self._with(newcomers, length, cases) >= least]
+        known[pretended] = 1
+        newcomers.fill_(max(allowed, default=1.0))
+
+    def _with(self, setting: torch.Tensor, value: float, cases: Cases) -> float:
+        setting.fill_(value)
+        return self.judge(cases).figures()[self._config.metric]
 
 
 def windows(histories: Histories, length: int) -> Histories:

@@ -45,6 +45,7 @@ class ItemFusion(nn.Module):
         self.maps = nn.ModuleDict(maps)
         self.register_buffer("alpha", torch.ones(()))
         self.register_buffer("beta", torch.ones(()))
+        self.register_buffer("newcomers", torch.ones(()))
         parts = len(self.names)
         if self.strategy == "concat":
             self.mix = nn.Linear(parts * d, d, bias=False)
@@ -59,7 +60,15 @@ class ItemFusion(nn.Module):
             nn.init.zeros_(self.mix.weight)
 
     def forward(self, ids: torch.Tensor, known: torch.Tensor, content: Content) -> torch.Tensor:
-        """ids: (M, dim) of the id table; known: (M, 1), 0 where an item has no id of its own."""
+        """ids: (M, dim) of the id table; known: (M, 1), 0 where an item has no id of its own.
+
+        Without an id a vector is short, and what is short is never first: `newcomers` lengthens those, once trained.
+        """
+        if self.training:
+            return self._fuse(ids, known, content)
+        return self._fuse(ids, known, content) * (known + (1 - known) * self.newcomers)
+
+    def _fuse(self, ids: torch.Tensor, known: torch.Tensor, content: Content) -> torch.Tensor:
         if self.training and self.id_dropout and len(self.names) > 1:
             known = known * (torch.rand_like(known) >= self.id_dropout)
         parts, there = [ids * known], [known]

@@ -154,9 +154,25 @@ def test_beta_is_tuned_on_the_judging_cases():
     task, _ = make(config(epochs=3), cycles())
     train(task, task.training())
     before = task.evaluate()
-    _, beta = task.tune()
-    assert task.evaluate() >= before
-    assert float(task._model.fusion.beta) == beta
+    task.tune()
+    assert task.evaluate() >= before  # nothing here is new, so newcomers change nothing
+    assert bool((task._model.known == 1).all())
+
+
+@pytest.mark.parametrize(("cost", "longest"), [(0.0, 1.3), (0.9, 2.0)])
+def test_newcomers_are_lengthened_as_far_as_others_can_bear_it(cost, longest):
+    task, _ = make(config(epochs=6, newcomer_cost=cost), cycles())
+    train(task, task.training())
+    task.tune()
+    newcomers = float(task._model.fusion.newcomers)
+    assert 1 <= newcomers <= longest
+    assert cost == 0 or newcomers == 2.0
+    task._model.known[:5] = 0
+    lengthened = task.scorer()(Histories.of_rows([[7, 8]]))
+    task._model.fusion.newcomers.fill_(1.0)
+    plain = task.scorer()(Histories.of_rows([[7, 8]]))
+    np.testing.assert_allclose(lengthened[:, :5], newcomers * plain[:, :5], rtol=1e-5)
+    np.testing.assert_allclose(lengthened[:, 9:], plain[:, 9:], rtol=1e-5)
 
 
 def test_long_histories_are_cut_so_that_each_event_is_foreseen_once():
