@@ -1,17 +1,17 @@
 """Recommendation by full ranking: the fusion model against SASRec of RecTools, ALS, BPR and what is counted.
 
-beauty, games: leave one out, seen items masked; each peer gets the wall clock that ours took to train, and chooses on
-the same validation cases. games: HR@10 on the 6,000 users of the shipped candidate files too, and with 10 % of the
-items held out of training (their cases are the cold row). journey: the next basket by time, nothing masked, against
-each shopper's own most bought.
+beauty, games: leave one out, seen items masked; each peer gets the wall clock that ours took to train. ALS and BPR
+choose their settings on the validation cases within it, RecTools trains until it is over. games: HR@10 on the 6,000
+users of the shipped candidate files too; --cold trains once more without a tenth of the items, and asks for those.
+journey: the next basket by time, nothing masked, as the service blends it, against each shopper's own most bought.
 
 RecTools needs an older NumPy, so it runs in an interpreter of its own, named by --rectools:
 
     python -m venv .peers && .peers/bin/pip install "RecTools[lightning]==0.19.0" torch
     python -m benchmarks.bench_recommend --dataset beauty --rectools .peers/bin/python
 
-Options that change what is measured: --strategy, --epochs, --seeds N (mean and interval over N seeds), --average N
-(scores of N models averaged), --no-peers.
+--strategy and --epochs change our model; --seeds N trains it N times and gives the interval over seeds, --average also
+the mean of their scores.
 
     python -m benchmarks.bench_recommend --dataset beauty|games|journey [--quick] [--data DIR]
 """
@@ -197,7 +197,6 @@ class Trained:
     events_per_s: float
     peak_mib: float
     epochs: int
-    validation: float
 
 
 def fit(data: Set, config: TrainConfig, text: np.ndarray) -> Trained:
@@ -229,7 +228,6 @@ def fit(data: Set, config: TrainConfig, text: np.ndarray) -> Trained:
         round(seen * task.positions / seconds),
         round(peak),
         progress.best[0] // task.steps_an_epoch,
-        progress.best[1],
     )
 
 
@@ -272,7 +270,7 @@ def als(data: Set, budget_s: float) -> Trained:
                 score = factor_scores(model, data.n)
                 reached = data.judge(score, data.valid.sample(2_000, 0)).figures()[data.metric]
                 best = max(best, (reached, score), key=lambda told: told[0])
-    return Trained(best[1], round(time.perf_counter() - started, 1), 0, 0, 0, best[0])
+    return Trained(best[1], round(time.perf_counter() - started, 1), 0, 0, 0)
 
 
 def factor_scores(model: Any, n: int) -> Score:
@@ -308,7 +306,7 @@ def bpr(data: Set, budget_s: float) -> Trained:
 
             reached = data.judge(score, data.valid.sample(2_000, 0)).figures()[data.metric]
             best = max(best, (reached, score), key=lambda told: told[0])
-    return Trained(best[1], round(time.perf_counter() - started, 1), 0, 0, 0, best[0])
+    return Trained(best[1], round(time.perf_counter() - started, 1), 0, 0, 0)
 
 
 def rectools(data: Set, python: str, budget_s: float) -> Trained:
@@ -344,7 +342,7 @@ def rectools(data: Set, python: str, budget_s: float) -> Trained:
             out[h, shown] = -np.arange(len(shown))
         return out
 
-    return Trained(score, said["train_s"], said["events_per_s"], said["peak_mib"], said["epochs"], said["validation"])
+    return Trained(score, said["train_s"], said["events_per_s"], said["peak_mib"], said["epochs"])
 
 
 # -- the run --------------------------------------------------------------------------------------
@@ -533,7 +531,7 @@ def main() -> None:
 def peers_of(data: Set, args: Any, budget_s: float) -> dict[str, Callable[[], Trained]]:
     popularity = np.bincount(data.learned.rows, minlength=data.n).astype(np.float32)
     found: dict[str, Callable[[], Trained]] = {
-        "popularity": lambda: Trained(lambda h: np.tile(popularity, (len(h), 1)), 0, 0, 0, 0, 0),
+        "popularity": lambda: Trained(lambda h: np.tile(popularity, (len(h), 1)), 0, 0, 0, 0),
         "als": lambda: als(data, budget_s),
         "bpr": lambda: bpr(data, budget_s),
     }

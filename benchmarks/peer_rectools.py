@@ -108,7 +108,6 @@ def main() -> None:
                 "epochs": round(epochs, 2),
                 "events_per_s": round(epochs * positions / max(clock.spent, 1e-9)),
                 "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-                "validation": 0.0,
             }
         )
     )

@@ -1,1 +1,1 @@
-"""Fitting encoders to a shop: pairs mined from its own data, losses, the training loop, adapters, distillation."""
+"""Learning from a shop: encoders fitted to it (pairs, adapters, distillation), and what its shoppers want next."""
