@@ -59,9 +59,13 @@ class RecommenderTask:
         h = np.repeat(np.arange(len(self._windows)), self._windows.lengths)
         counting[self._windows.start[:-1]] = False  # nothing foresees the first
         useful = np.unique(h[counting])
+        if config.loss.target == "next_basket":
+            baskets, start = self._windows.baskets, self._windows.start
+            useful = useful[baskets[start[useful]] != baskets[start[useful + 1] - 1]]
         self._windows = self._windows.take(useful)
         if not len(useful):
-            raise SchemaError("no shopper has two events of a kind that counts; there is nothing to learn from")
+            what = "two baskets" if config.loss.target == "next_basket" else "two events"
+            raise SchemaError(f"no shopper has {what} of a kind that counts; there is nothing to learn from")
         self._known = np.flatnonzero(model.known.cpu().numpy()[:, 0])
         touched = np.bincount(learned.rows[learned.rows >= 0], minlength=len(model.known))
         self._share = touched / touched.sum()
@@ -120,7 +124,8 @@ class RecommenderTask:
         vectors = self._model.shoppers(batch, table, self._queries)[self._tensor(there)]
         wanted = self._tensor(place_of[target[mine, :length][there]])
         weights = self._tensor(weight[mine, :length][there].astype(np.float32))
-        scale = self._world / float(weight.sum())
+        total = float(weight.sum())
+        scale = self._world / total if total else 0.0  # a next basket of searches alone
         own, others = table[wanted], table[self._tensor(place_of[negatives])]
         among = np.full(len(place_of), -1)
         among[negatives] = np.arange(len(negatives))

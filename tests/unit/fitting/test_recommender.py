@@ -1,5 +1,7 @@
 """The fusion model's task: what it is asked, that workers add up, and that it learns what there is to learn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -206,6 +208,49 @@ def test_next_basket_items_are_of_the_basket_after_the_own_one():
     assert seen == {8, 9}
 
 
+def test_the_next_basket_is_learned_where_the_order_within_one_says_nothing():
+    """Every shopper buys the items of a kind in any order, and those of the next kind the time after."""
+    rng = np.random.default_rng(0)
+    people, baskets, size = 200, 4, 3
+    kinds = (rng.integers(N // 5, size=(people, 1)) + np.arange(baskets)) % (N // 5)
+    rows = np.stack([5 * kinds + i for i in range(5)], axis=2)
+    rows = rng.permuted(rows, axis=2)[:, :, :size].reshape(people, -1)
+    plain = Histories.of_rows(rows.tolist())
+    of_basket = np.repeat(np.arange(people * baskets), size)
+    histories = replace(plain, baskets=of_basket, ts_us=of_basket * DAY_US)
+    end = histories.start[:-1] + (baskets - 1) * size
+    learned = histories.window(np.arange(people), histories.start[:-1], end)
+    wanted = np.arange(people + 1) * size
+    cases = Cases(learned, wanted, rows[:, -size:].ravel())
+    task, _ = make(config({"kind": "full", "target": "next_basket"}), histories, split=(learned, cases, cases))
+    train(task, task.training())
+    # of five items of the next kind three are bought
+    assert task.judge(cases).figures()["recall@5"] > 0.9
+
+
+def test_a_step_without_anything_to_foresee_changes_nothing():
+    task, _ = make(config({"target": "next_basket"}), cycles())
+    task._wanted = lambda step, batch: (np.full(batch.rows.shape, -1), np.zeros(batch.rows.shape))
+    task.loss(0).backward()
+    assert all(p.grad is None or not p.grad.any() for p in task.module.parameters())
+
+
+def test_of_one_basket_each_there_is_no_next_one():
+    histories = Histories.of_rows([[1, 2, 3, 4]] * 10)
+    with pytest.raises(SchemaError, match="two baskets"):
+        make(config({"target": "next_basket"}), replace(histories, baskets=np.repeat(np.arange(10), 4)))
+
+
 def test_events_that_tell_nothing_are_told():
     with pytest.raises(SchemaError, match="nothing to learn from"):
         make(config(), Histories.of_rows([[1], [2], [3]] * 10))
+
+
+def test_a_worker_without_a_share_of_a_batch_has_no_gradient():
+    small = config()
+    small = small.model_copy(update={"training": small.training.model_copy(update={"batch": 2})})
+    task, _ = make(small, cycles(people=12), rank=1, world=2)
+    step = min(range(task.steps_an_epoch), key=lambda step: len(task._plan(0)[step]))
+    assert len(task._plan(0)[step]) == 1
+    task.loss(step).backward()
+    assert all(p.grad is None or not p.grad.any() for p in task.module.parameters())
