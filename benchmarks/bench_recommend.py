@@ -16,146 +16,38 @@ the mean of their scores.
     python -m benchmarks.bench_recommend --dataset beauty|games|journey [--quick] [--data DIR]
 """
 
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pyarrow as pa
-import pyarrow.parquet as pq
-import scipy.sparse as sp
 import torch
 
 from benchmarks import common
+from benchmarks.recommend_peers import Trained, peers_of
+from benchmarks.recommend_sets import READ, Set, cold_of
 from rayrec.config import EncoderConfig, RecommenderConfig, TrainConfig
-from rayrec.data import catalog, complete_journey, events
-from rayrec.data.histories import Cases, Histories, leave_one_out, next_baskets
+from rayrec.data import catalog
+from rayrec.data.histories import Histories
 from rayrec.encoders import onnx
 from rayrec.evaluation.metrics import bootstrap_ci
-from rayrec.evaluation.protocol import Judged, Score, judge, over_seeds
+from rayrec.evaluation.protocol import Judged, Score, over_seeds
 from rayrec.fitting.recommender import RecommenderTask
 from rayrec.fitting.training import train
 from rayrec.models.features import FeatureSchema
 from rayrec.models.recommender import Recommender
 from rayrec.pipelines.fit import WORKER_ENV
-from rayrec.pipelines.recommending import own_counts, short
+from rayrec.pipelines.recommending import own_counts
 from rayrec.ranking.blend import WEIGHTS, Blend
 from rayrec.retrieval.behavior import BehaviorIndex
-from rayrec.schema import ITEMS
 
-COLD_SHARE = 0.1
 _EPOCHS = {"games": 14, "cold": 8, "journey": 3}
 METRICS = ("hr@10", "ndcg@10", "recall@10", "recall@50", "coverage@10", "gini@10")
-
-
-@dataclass(frozen=True)
-class Set:
-    """A dataset, split. only: places of test cases that a published figure is of, or None."""
-
-    name: str
-    items: pa.Table
-    learned: Histories
-    valid: Cases
-    test: Cases
-    mask_seen: bool
-    metric: str
-    only: np.ndarray | None = None
-
-    @property
-    def n(self) -> int:
-        return self.items.num_rows
-
-    def judge(self, score: Score, cases: Cases | None = None) -> Judged:
-        return judge(
-            self.test if cases is None else cases,
-            score,
-            n_items=self.n,
-            learned=self.learned,
-            mask_seen=self.mask_seen,
-        )
-
-
-def read_beauty(root: Path) -> Set:
-    sequences = [
-        [int(item) - 1 for item in line.split()[1:]]
-        for line in (root / "amazon_beauty_s3rec" / "Beauty.txt").read_text().splitlines()
-    ]
-    table = pq.read_table(root / "amazon_beauty_s3rec" / "items.parquet").sort_by("item_id").to_pylist()
-    attributes = json.loads((root / "amazon_beauty_s3rec" / "Beauty_item2attributes.json").read_text())
-    rows = [
-        {
-            "item_id": f"{row['item_id']:05d}",
-            "title": row["gram_lexical_id"].strip(),
-            "attributes": [(f"a{number}", "yes") for number in attributes.get(str(row["item_id"]), [])],
-        }
-        for row in table
-    ]
-    learned, valid, test = leave_one_out(Histories.of_rows(sequences))
-    return Set("beauty", pa.Table.from_pylist(rows, schema=ITEMS), learned, valid, test, True, "ndcg@10")
-
-
-def read_games(root: Path) -> Set:
-    folder = root / "amazon_games"
-    table = pq.read_table(folder / "sequences_test.parquet").to_pylist()
-    sequences = [[*map(int, row["history"].split()), row["target"]] for row in table]
-    titles = pq.read_table(folder / "items.parquet").sort_by("item_id").column("title").to_pylist()
-    items = pa.Table.from_pylist(
-        [{"item_id": f"{row:05d}", "title": title} for row, title in enumerate(titles)], schema=ITEMS
-    )
-    asked = set(pq.read_table(folder / "candidates_sasrec.parquet").column("user_id").to_pylist())
-    learned, valid, test = leave_one_out(Histories.of_rows(sequences))
-    # of_rows names each history by its place
-    only = np.array([case for case, user in enumerate(test.histories.users) if table[int(user)]["user_id"] in asked])
-    return Set("games", items, learned, valid, test, True, "ndcg@10", only)
-
-
-def read_journey(root: Path) -> Set:
-    items, bought = complete_journey.tables(15_000)
-    items = items.sort_by("item_id")
-    histories = Histories.of(events.dedupe(bought), items.column("item_id").combine_chunks(), kinds=["purchase"])
-    first, second = (int(np.quantile(histories.ts_us, share)) for share in (0.9, 0.95))
-    learned, valid = next_baskets(histories, first, second)
-    _, test = next_baskets(histories, second)
-    return Set("journey", items, learned, short(valid), short(test), False, "recall@10")
-
-
-READ = {"beauty": read_beauty, "games": read_games, "journey": read_journey}
-
-
-def cold_of(data: Set, seed: int) -> Set:
-    """The same without a tenth of the items in what is learned from; asked are the cases that want one of them."""
-    cold = np.zeros(data.n, bool)
-    cold[np.random.default_rng(seed).permutation(data.n)[: round(COLD_SHARE * data.n)]] = True
-
-    def without(histories: Histories) -> Histories:
-        kept = (histories.rows < 0) | ~cold[histories.rows]
-        h = np.repeat(np.arange(len(histories)), histories.lengths)[kept]
-        start = np.concatenate([[0], np.cumsum(np.bincount(h, minlength=len(histories)))]).astype(np.int64)
-        parts = (histories.rows, histories.kinds, histories.ts_us, histories.baskets, histories.queries)
-        return Histories(histories.users, start, *(part[kept] for part in parts), histories.texts)
-
-    def cases(asked: Cases, wanted_cold: bool) -> Cases:
-        chosen = np.flatnonzero(cold[asked.wanted] == wanted_cold)
-        some = asked.take(chosen)
-        return Cases(without(some.histories), some.wanted_start, some.wanted)
-
-    return Set(
-        "cold",
-        data.items,
-        without(data.learned),
-        cases(data.valid, False),
-        cases(data.test, True),
-        data.mask_seen,
-        data.metric,
-    )
 
 
 def embed(items: pa.Table) -> np.ndarray:
@@ -188,15 +80,6 @@ def config_of(data: Set, args: Any, strategy: str, seed: int) -> TrainConfig:
             "mask_seen": data.mask_seen,
         }
     )
-
-
-@dataclass
-class Trained:
-    score: Score
-    train_s: float
-    events_per_s: float
-    peak_mib: float
-    epochs: int
 
 
 def fit(data: Set, config: TrainConfig, text: np.ndarray) -> Trained:
@@ -241,113 +124,6 @@ def averaged(scores: list[Score]) -> Score:
     return score
 
 
-# -- peers ----------------------------------------------------------------------------------------
-
-
-def matrix(histories: Histories, n: int) -> sp.csr_matrix:
-    h = np.repeat(np.arange(len(histories)), histories.lengths)
-    found = sp.csr_matrix((np.ones(len(h), np.float32), (h, histories.rows)), shape=(len(histories), n))
-    found.sum_duplicates()
-    return found
-
-
-def als(data: Set, budget_s: float) -> Trained:
-    """implicit's ALS, the best of a small grid on the validation cases."""
-    from implicit.als import AlternatingLeastSquares
-
-    started = time.perf_counter()
-    learned = matrix(data.learned, data.n)
-    best: tuple[float, Any] = (-1.0, None)
-    for factors in (64, 128):
-        for regularization in (0.01, 0.1, 1.0):
-            for alpha in (1.0, 10.0):
-                if time.perf_counter() - started > budget_s:
-                    break
-                model = AlternatingLeastSquares(
-                    factors=factors, regularization=regularization, alpha=alpha, iterations=15, random_state=0
-                )
-                model.fit(learned, show_progress=False)
-                score = factor_scores(model, data.n)
-                reached = data.judge(score, data.valid.sample(2_000, 0)).figures()[data.metric]
-                best = max(best, (reached, score), key=lambda told: told[0])
-    return Trained(best[1], round(time.perf_counter() - started, 1), 0, 0, 0)
-
-
-def factor_scores(model: Any, n: int) -> Score:
-    factors = np.asarray(model.item_factors)
-
-    def score(histories: Histories) -> np.ndarray:
-        users = model.recalculate_user(np.arange(len(histories)), matrix(histories, n))
-        return users @ factors.T
-
-    return score
-
-
-def bpr(data: Set, budget_s: float) -> Trained:
-    """implicit's BPR; a shopper is known by name."""
-    from implicit.bpr import BayesianPersonalizedRanking
-
-    started = time.perf_counter()
-    learned = matrix(data.learned, data.n)
-    row_of = {user: row for row, user in enumerate(data.learned.users)}
-    best: tuple[float, Any] = (-1.0, None)
-    for factors in (64, 128):
-        for rate in (0.01, 0.05):
-            if time.perf_counter() - started > budget_s:
-                break
-            model = BayesianPersonalizedRanking(
-                factors=factors, learning_rate=rate, regularization=0.01, iterations=100, random_state=0
-            )
-            model.fit(learned, show_progress=False)
-            users, items = np.asarray(model.user_factors), np.asarray(model.item_factors)
-
-            def score(histories: Histories, users: np.ndarray = users, items: np.ndarray = items) -> np.ndarray:
-                return users[[row_of[user] for user in histories.users]] @ items.T
-
-            reached = data.judge(score, data.valid.sample(2_000, 0)).figures()[data.metric]
-            best = max(best, (reached, score), key=lambda told: told[0])
-    return Trained(best[1], round(time.perf_counter() - started, 1), 0, 0, 0)
-
-
-def rectools(data: Set, python: str, budget_s: float) -> Trained:
-    """RecTools' SASRec of the same size, in another interpreter, stopped at the wall clock."""
-    with tempfile.TemporaryDirectory() as directory:
-        folder = Path(directory)
-        test = data.test.histories
-        np.savez(
-            folder / "in.npz",
-            learned_start=data.learned.start,
-            learned_rows=data.learned.rows,
-            valid_start=data.valid.histories.start,
-            valid_rows=data.valid.histories.rows,
-            valid_wanted=data.valid.wanted,
-            test_start=test.start,
-            test_rows=test.rows,
-        )
-        script = Path(__file__).with_name("peer_rectools.py")
-        done = subprocess.run(
-            [python, str(script), str(folder), str(budget_s)], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise SystemExit(f"RecTools failed: {done.stderr[-2000:]}")
-        said = json.loads(done.stdout.strip().splitlines()[-1])
-        top = np.load(folder / "top.npy")
-    place = {user: case for case, user in enumerate(test.users)}
-
-    def score(histories: Histories) -> np.ndarray:
-        out = np.full((len(histories), data.n), -np.inf, np.float32)
-        for h, user in enumerate(histories.users):
-            shown = top[place[user]]
-            shown = shown[shown >= 0]
-            out[h, shown] = -np.arange(len(shown))
-        return out
-
-    return Trained(score, said["train_s"], said["events_per_s"], said["peak_mib"], said["epochs"])
-
-
-# -- the run --------------------------------------------------------------------------------------
-
-
 def row(name: str, data: Set, judged: Judged, trained: Trained | None) -> dict[str, Any]:
     figures = judged.figures()
     found = {"model": name, **{metric: round(figures[metric], 4) for metric in METRICS}}
@@ -382,16 +158,9 @@ def cold_rows(data: Set, args: Any, text: np.ndarray) -> tuple[list[dict[str, An
     trained = fit(cold, config_of(cold, args, args.strategy or "weighted", args.seed), text)
     popularity = np.bincount(cold.learned.rows, minlength=cold.n).astype(np.float32)
 
-    def by_text(histories: Histories) -> np.ndarray:
-        return (
-            np.stack([text[h.rows].mean(0) if len(h.rows) else np.zeros(text.shape[1]) for h in each(histories)])
-            @ text.T
-        )
-
-    def last_text(histories: Histories) -> np.ndarray:
-        return (
-            np.stack([text[h.rows[-1]] if len(h.rows) else np.zeros(text.shape[1]) for h in each(histories)]) @ text.T
-        )
+    def by_text(histories: Histories, last: int = 1_000) -> np.ndarray:
+        of = [text[h.rows[-last:]].mean(0) if len(h.rows) else np.zeros(text.shape[1]) for h in each(histories)]
+        return np.stack(of) @ text.T
 
     scores: dict[str, Score] = {
         "fusion": trained.score,
@@ -497,7 +266,7 @@ def main() -> None:
         rows.append(row(f"{len(runs)} models averaged", data, mean, None))
         last["averaged"] = key_figures(mean, None)
     peers: dict[str, Any] = {}
-    for name, fit_peer in ({} if args.no_peers else peers_of(data, args, runs[0].train_s)).items():
+    for name, fit_peer in ({} if args.no_peers else peers_of(data, args.rectools, runs[0].train_s)).items():
         print(f"{data.name}: {name}", flush=True)
         peer = fit_peer()
         one = data.judge(peer.score)
@@ -526,18 +295,6 @@ def main() -> None:
             "peers": peers,
         }
     )
-
-
-def peers_of(data: Set, args: Any, budget_s: float) -> dict[str, Callable[[], Trained]]:
-    popularity = np.bincount(data.learned.rows, minlength=data.n).astype(np.float32)
-    found: dict[str, Callable[[], Trained]] = {
-        "popularity": lambda: Trained(lambda h: np.tile(popularity, (len(h), 1)), 0, 0, 0, 0),
-        "als": lambda: als(data, budget_s),
-        "bpr": lambda: bpr(data, budget_s),
-    }
-    if args.rectools:
-        found["rectools_sasrec"] = lambda: rectools(data, args.rectools, budget_s)
-    return found
 
 
 if __name__ == "__main__":

@@ -253,14 +253,14 @@ class Scorer:
         items = events.rows >= 0
         history, ages = events.rows[items], (self.behavior.now_us - events.ts_us[items]) / DAY_US
         allowed = policy.eligible(self.columns, self.columns.mask(request.filters))
+        if self._model is not None and self._model.without_had and len(history):
+            allowed = np.ones(self.columns.n, bool) if allowed is None else allowed.copy()
+            allowed[history] = False
         taste = scoring.Taste.of(history, ages, self._shards.vectors)
         near = None if taste is None else Near(taste.vector.astype(np.float32), scoring.NEAREST, allowed)
         learned = None
         if self._model is not None and len(events.rows):
             learned = self._model.expects(events, self.behavior.asked)
-            if self._model.without_had:
-                allowed = np.ones(self.columns.n, bool) if allowed is None else allowed.copy()
-                allowed[history] = False
         return RecommendPlan(history, taste, allowed, near, learned)
 
     def recommend(

@@ -56,19 +56,6 @@ def write(model: Any, schema: FeatureSchema, space: str, item_ids: pa.Array, dir
     _export(model, schema, directory)
 
 
-def read(directory: Path) -> tuple[Any, FeatureSchema, pa.Table]:
-    """(the Recommender, its features, items.parquet): to judge it, or to train it further. Needs torch."""
-    from safetensors.torch import load_file
-
-    from rayrec.models.recommender import Recommender
-
-    said, schema, items = _read(directory)
-    known = items.column("known").to_numpy()
-    model = Recommender(RecommenderConfig.model_validate(said["config"]), schema, known, said["query_dim"])
-    model.load_state_dict(load_file(directory / "weights.safetensors"))
-    return model.eval(), schema, items
-
-
 def _read(directory: Path) -> tuple[dict[str, Any], FeatureSchema, pa.Table]:
     try:
         said = json.loads((directory / "model.json").read_text())

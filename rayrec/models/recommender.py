@@ -1,6 +1,6 @@
 """Items and shoppers in one space: fusion of what an item is, and a sequence model of what a shopper did."""
 
-from typing import Any
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -57,5 +57,4 @@ class Tensors:
 
 
 def to_tensors(content: Content, device: str) -> Content:
-    values: list[Any] = [content.text, content.image, content.has_image, content.attributes, content.price]
-    return Content(*(torch.from_numpy(value).to(device) for value in values))
+    return Content(*(torch.from_numpy(getattr(content, field.name)).to(device) for field in fields(content)))

@@ -13,6 +13,7 @@ from rayrec.config import TrainConfig
 from rayrec.data.histories import Cases, Histories, leave_one_out, next_baskets
 from rayrec.embedding_store import EmbeddingStore
 from rayrec.encoders.base import EncoderId
+from rayrec.encoders.item import fuse
 from rayrec.errors import NotFound, SchemaError
 from rayrec.evaluation.protocol import Judged, Score, judge
 from rayrec.evaluation.report import document, page
@@ -32,12 +33,16 @@ _NEXT = (0.9, 0.95)
 
 @dataclass(frozen=True)
 class Shop:
-    """A catalog as a model sees it: items ITEMS (N), text float32 (N, D), image (N, D) or None; queries float32 (Q, D)
-    of what shoppers searched for; space: of these vectors."""
+    """A catalog as a model sees it: items ITEMS (N), text float32 (N, D), image (N, D) or None.
+
+    vectors: float32 (N, D), text and image as the index fuses them; queries: float32 (Q, D), of what shoppers searched
+    for; space: of all of these.
+    """
 
     items: pa.Table
     text: np.ndarray
     image: np.ndarray | None
+    vectors: np.ndarray
     queries: np.ndarray
     space: str
 
@@ -52,19 +57,21 @@ class Shop:
     ) -> "Shop":
         items = ws.read_parquet("catalog", catalog)
         text, image = EmbeddingStore(ws, embeddings).lookup(items.column(CONTENT_HASH).combine_chunks()), None
+        vectors = text
         if images is not None:
             keys = picture_hashes(items.column("image_uri").combine_chunks())
             image = EmbeddingStore(ws, images["id"]).find(keys)[0]
+            vectors = fuse(text, image, images["weight"])
         space = EncoderId.parse(embeddings).space
         queries = np.zeros((1, text.shape[1]), np.float32)
         if (texts.queries >= 0).any():
             encoder = encoder_exports.open_for(ws, {"export": space, "space": space})
             queries = encoder.encode([asked or "" for asked in texts.texts], "query")
-        return cls(items, text, image, queries, space)
+        return cls(items, text, image, vectors, queries, space)
 
-    @property
-    def item_ids(self) -> pa.Array:
-        return self.items.column("item_id").combine_chunks()
+    def counted(self, learned: Histories) -> BehaviorIndex:
+        """What shoppers did, of what was learned from."""
+        return BehaviorIndex.of_histories(learned, self.items.num_rows, HALF_LIFE_DAYS)
 
     def scores(self, model: BundledModel) -> Score:
         """Of all items by a trained model."""
@@ -102,12 +109,11 @@ def short(cases: Cases) -> Cases:
     return Cases(cases.histories.last(HISTORY), cases.wanted_start, cases.wanted)
 
 
-def choose_weight(shop: Shop, config: TrainConfig, learned: Histories, valid: Cases, score: Score) -> float:
+def choose_weight(shop: Shop, config: TrainConfig, behavior: BehaviorIndex, valid: Cases, score: Score) -> float:
     """Of a model's part beside what is counted: the best on validation cases, the smaller of equals."""
     cases = short(valid.sample(config.judges, config.training.seed))
     n = shop.items.num_rows
-    behavior = BehaviorIndex.of_histories(learned, n, HALF_LIFE_DAYS)
-    blend = Blend(behavior, shop.text, score, without_had=config.mask_seen)
+    blend = Blend(behavior, shop.vectors, score, without_had=config.mask_seen)
     reached = {
         weight: judge(cases, blend.score(weight), n_items=n, mask_seen=config.mask_seen).figures()[config.metric]
         for weight in WEIGHTS
@@ -121,22 +127,22 @@ def compare(
     config: TrainConfig,
     present: str | None,
     learned: Histories,
+    behavior: BehaviorIndex,
     test: Cases,
     models: Mapping[str, tuple[Score, float]],
 ) -> dict[str, Judged]:
     """How models do on the test as the service would use them, and beside them what is counted and the present model.
 
-    models: name -> (scores, weight).
+    behavior: of `learned`; models: name -> (scores, weight).
     """
     cases = short(test.sample(config.judges, config.training.seed))
     n = shop.items.num_rows
-    behavior = BehaviorIndex.of_histories(learned, n, HALF_LIFE_DAYS)
 
     def judged(score: Score) -> Judged:
         return judge(cases, score, n_items=n, learned=learned, mask_seen=config.mask_seen)
 
     def served(score: Score | None, weight: float) -> Judged:
-        return judged(Blend(behavior, shop.text, score, without_had=config.mask_seen).score(weight))
+        return judged(Blend(behavior, shop.vectors, score, without_had=config.mask_seen).score(weight))
 
     found = {name: served(score, weight) for name, (score, weight) in models.items()}
     manifest = {} if present is None else ws.manifest("models", present)
@@ -181,7 +187,7 @@ def evaluate_recommendations(ws: Workspace, config: TrainConfig) -> tuple[str, d
     histories = Histories.of(ws.read_parquet("events", events), ids)
     learned, _, test = split(config, histories)
     shop = Shop.read(ws, catalog, embeddings, images, histories)
-    judged = compare(ws, shop, config, present, learned, test, {})
+    judged = compare(ws, shop, config, present, learned, shop.counted(learned), test, {})
     report = document(judged, config.metric)
     said = {"model": present, "catalog": catalog, "events": events, "split": config.split, **report}
     folder = f"recommendations-{pointer.generation:06d}"

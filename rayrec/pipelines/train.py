@@ -120,8 +120,9 @@ def _worker(arguments: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory(prefix="rayrec-model-") as local:
             bundle.write(model, schema, shop.space, ids, Path(local))
             score = shop.scores(bundle.BundledModel.load(Path(local), space=shop.space))
-            weight = choose_weight(shop, config, learned, valid, score)
-            judged = compare(ws, shop, config, arguments["present"], learned, test, {NEW: (score, weight)})
+            behavior = shop.counted(learned)
+            weight = choose_weight(shop, config, behavior, valid, score)
+            judged = compare(ws, shop, config, arguments["present"], learned, behavior, test, {NEW: (score, weight)})
             opponents = {name: one.values[config.metric] for name, one in judged.items() if name != NEW}
             verdict = gate(config.metric, judged[NEW].values[config.metric], opponents)
             report = document(judged, config.metric)

@@ -56,7 +56,10 @@ class Blend:
             if self._without_had:
                 allowed = np.ones(len(self._vectors), bool)
                 allowed[rows] = False
-            near = np.empty(0, np.int64) if taste is None else top_k(self._vectors @ taste.vector, scoring.NEAREST)
+            near = np.empty(0, np.int64)
+            if taste is not None:
+                cosine = self._vectors @ taste.vector
+                near = top_k(cosine if allowed is None else np.where(allowed, cosine, -np.inf), scoring.NEAREST)
             learned = None
             if expected is not None and histories.lengths[h]:
                 learned = scoring.Learned(expected[h], 1.0)

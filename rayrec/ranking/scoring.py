@@ -117,9 +117,11 @@ def _span(values: np.ndarray) -> np.ndarray:
 
 def _mass(history: np.ndarray, ages_days: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct items of a history and how much each weighs: recent and frequent ones more; once a day."""
-    trips = np.unique(np.stack([history.astype(np.float64), np.floor(ages_days)]), axis=1)
-    decay = 0.5 ** ((trips[1] - trips[1].min()) / _HISTORY_HALF_LIFE_DAYS)
-    own, at = np.unique(trips[0].astype(np.int64), return_inverse=True)
+    days = np.floor(ages_days).astype(np.int64)
+    days -= days.min()
+    rows, days = np.divmod(np.unique(history * (days.max() + 1) + days), days.max() + 1)
+    decay = 0.5 ** (days / _HISTORY_HALF_LIFE_DAYS)
+    own, at = np.unique(rows, return_inverse=True)
     return own, np.bincount(at, decay)
 
 

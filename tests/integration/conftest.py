@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rayrec.config import EmbedConfig, SourceConfig
+from rayrec.config import EmbedConfig, EncoderConfig, SourceConfig
 from rayrec.workspace import Workspace
+from tests.fakes import make_tiny_model
 
 WORDS = ["usb", "cable", "charger", "laptop", "sleeve", "desk", "lamp", "wireless", "mouse", "keyboard", "stand"]
 
@@ -27,6 +28,17 @@ def write_catalog(path: Path, n: int, *, words: int = 12, seed: int = 0) -> Path
 def embed_config(path: Path | None, **changes: object) -> EmbedConfig:
     source = None if path is None else SourceConfig(path=str(path))
     return EmbedConfig(source=source, **changes)  # type: ignore[arg-type]
+
+
+def encoder_of(model: str, **values: object) -> EncoderConfig:
+    """Of a tiny model."""
+    return EncoderConfig.model_validate({"model": model, "max_tokens": 16, **values})
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The directory of a tiny random text model."""
+    return str(make_tiny_model(tmp_path_factory.mktemp("tiny"), "gpt2"))
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import pytest
 from rayrec import Engine, encoder_exports
 from rayrec.config import (
     EmbedConfig,
-    EncoderConfig,
     FitTextConfig,
     IndexConfig,
     SourceConfig,
@@ -25,16 +24,11 @@ from rayrec.pipelines.fit_text import fit_text
 from rayrec.pipelines.fit_trimmed import fit_trimmed
 from rayrec.pipelines.index import index
 from rayrec.workspace import Workspace
-from tests.fakes import make_tiny_model
+from tests.integration.conftest import encoder_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
 
 WORDS = ["usb", "c", "cable", "frozen", "pizza", "thin", "crust", "with", "four", "cheeses", "red", "blue", "shoe"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_tiny_model(tmp_path_factory.mktemp("tiny"), "gpt2"))
 
 
 @pytest.fixture
@@ -46,10 +40,6 @@ def ws(cluster: str, model: str, tmp_path: Path) -> Workspace:
     ws = Workspace.open(tmp_path / "ws")
     embed(EmbedConfig(source=SourceConfig(path=str(tmp_path / "items.csv")), encoder=encoder_of(model)), ws)
     return ws
-
-
-def encoder_of(model: str, **values: object) -> EncoderConfig:
-    return EncoderConfig.model_validate({"model": model, "max_tokens": 16, **values})
 
 
 def training(**values: object) -> TrainingConfig:

@@ -11,7 +11,6 @@ import pytest
 from rayrec import Engine
 from rayrec.config import (
     EmbedConfig,
-    EncoderConfig,
     IndexConfig,
     LossConfig,
     RecommenderConfig,
@@ -25,16 +24,11 @@ from rayrec.pipelines.index import index
 from rayrec.pipelines.recommending import evaluate_recommendations
 from rayrec.pipelines.train import train
 from rayrec.workspace import Workspace
-from tests.fakes import make_tiny_model
+from tests.integration.conftest import encoder_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
 
 ITEMS, SHOPPERS = 60, 300
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_tiny_model(tmp_path_factory.mktemp("tiny"), "gpt2"))
 
 
 @pytest.fixture
@@ -53,10 +47,6 @@ def ws(cluster: str, model: str, tmp_path: Path) -> Workspace:
     embed(EmbedConfig(source=SourceConfig(path=str(tmp_path / "items.csv")), encoder=encoder_of(model)), ws)
     index(IndexConfig(events=SourceConfig(path=str(tmp_path / "events.csv")), encoder=encoder_of(model)), ws)
     return ws
-
-
-def encoder_of(model: str) -> EncoderConfig:
-    return EncoderConfig(model=model, max_tokens=16)
 
 
 def config_of(model: str, *, epochs: int = 8, rate: float = 1e-2, **values: object) -> TrainConfig:

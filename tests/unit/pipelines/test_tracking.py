@@ -23,6 +23,15 @@ def run(ws, tracker):
         log(2, {"loss": 1.5})
 
 
+def run_elsewhere(ws, tracker):
+    """In a process of its own: they keep global state, and warn of their own dependencies."""
+    script = (
+        "import sys; from tests.unit.pipelines.test_tracking import run; from rayrec.workspace import Workspace; "
+        "run(Workspace.open(sys.argv[1]), sys.argv[2])"
+    )
+    subprocess.run([sys.executable, "-c", script, ws.uri, tracker], check=True, capture_output=True)
+
+
 def test_nothing_is_written_by_default_or_by_another_worker(ws):
     run(ws, "none")
     with tracked(TrainConfig(tracker="tensorboard"), ws, "train-1", first=False) as log:
@@ -44,12 +53,7 @@ def test_tensorboard(ws):
 def test_mlflow(ws, monkeypatch):
     pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    # of its own process: it keeps global state, and warns of its own dependencies
-    script = (
-        "import sys; from tests.unit.pipelines.test_tracking import run; from rayrec.workspace import Workspace; "
-        "run(Workspace.open(sys.argv[1]), 'mlflow')"
-    )
-    subprocess.run([sys.executable, "-c", script, ws.uri], check=True, capture_output=True)
+    run_elsewhere(ws, "mlflow")
     found = sqlite3.connect(ws.path("tracking", "mlflow", "mlflow.db"))
     rows = found.execute("select key, step, value from metrics order by key, step").fetchall()
     assert rows == [("loss", 1, 2.5), ("loss", 2, 1.5), ("test/ndcg_at_10", 1, 0.25)]
@@ -59,11 +63,7 @@ def test_mlflow(ws, monkeypatch):
 def test_wandb_offline(ws, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    script = (
-        "import sys; from tests.unit.pipelines.test_tracking import run; from rayrec.workspace import Workspace; "
-        "run(Workspace.open(sys.argv[1]), 'wandb')"
-    )
-    subprocess.run([sys.executable, "-c", script, ws.uri], check=True, capture_output=True)
+    run_elsewhere(ws, "wandb")
     (folder,) = [name for name in ws.names("tracking", "wandb", "wandb") if name.startswith("offline-run-")]
     assert any(name.endswith(".wandb") for name in ws.names("tracking", "wandb", "wandb", folder))
 
