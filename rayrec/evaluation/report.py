@@ -88,7 +88,7 @@ def page(title: str, report: Mapping[str, Any], verdict: Mapping[str, Any] | Non
             _table(["against", "model", "opponent", "gain", "95 % interval"], rows),
         ]
     parts.append(_bars(models, wheres, metric))
-    curve = [name for name in next(iter(models.values()))["all"] if name.startswith("recall@")]
+    curve = [name for name in next(iter(models.values()))["all"] if name.startswith("recall@") and "_" not in name]
     if len(curve) > 1:
         parts.append(_curves(models, curve))
     for where in wheres:

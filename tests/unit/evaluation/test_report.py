@@ -47,18 +47,19 @@ class Reader(HTMLParser):
         self.text.append(data)
 
 
-def test_the_page_has_the_reports_figures_plots_and_the_verdict():
+@pytest.mark.parametrize("metric", ["ndcg@3", "recall@3"])
+def test_the_page_has_the_reports_figures_plots_and_the_verdict(metric):
     cases = Cases(Histories.of_rows([[0], [1, 2, 3], [4]]), np.arange(4), np.array([1, 4, 2]))
     n = 6
     judged = {
         "ours": judge(cases, lambda h: np.tile(np.arange(n, 0, -1.0), (len(h), 1)), n_items=n, cuts=(1, 3)),
         "<other>": judge(cases, lambda h: np.tile(np.arange(n) * 1.0, (len(h), 1)), n_items=n, cuts=(1, 3)),
     }
-    report = document(judged, "ndcg@3")
+    report = document(judged, metric)
     assert report["models"]["ours"]["all"]["cases"] == 3
-    assert report["models"]["ours"]["all"]["ndcg@3"] == pytest.approx(judged["ours"].figures()["ndcg@3"], abs=1e-5)
+    assert report["models"]["ours"]["all"][metric] == pytest.approx(judged["ours"].figures()[metric], abs=1e-5)
     assert set(report["models"]["ours"]) == {"all", "cold users", "short histories"}
-    verdict = gate("ndcg@3", judged["ours"].values["ndcg@3"], {"<other>": judged["<other>"].values["ndcg@3"]})
+    verdict = gate(metric, judged["ours"].values[metric], {"<other>": judged["<other>"].values[metric]})
     text = page("A <shop>", report, verdict.to_dict())
     reader = Reader()
     reader.feed(text)
@@ -66,4 +67,4 @@ def test_the_page_has_the_reports_figures_plots_and_the_verdict():
     assert "A <shop>" in reader.text
     assert "<other>" in reader.text
     assert f"Gate: {'promoted' if verdict.promoted else 'not promoted'}" in reader.text
-    assert str(report["models"]["ours"]["cold users"]["ndcg@3"]) in reader.text
+    assert str(report["models"]["ours"]["cold users"][metric]) in reader.text
