@@ -7,7 +7,7 @@ journey: the next basket by time, nothing masked, as the service blends it, agai
 
 RecTools needs an older NumPy, so it runs in an interpreter of its own, named by --rectools:
 
-    python -m venv .peers && .peers/bin/pip install "RecTools[lightning]==0.19.0" torch
+    python -m venv .peers && .peers/bin/pip install "RecTools[torch]==0.19.0"
     python -m benchmarks.bench_recommend --dataset beauty --rectools .peers/bin/python
 
 --strategy and --epochs change our model; --seeds N trains it N times and gives the interval over seeds, --average also
@@ -17,6 +17,7 @@ the mean of their scores.
 """
 
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -235,6 +236,10 @@ def main() -> None:
         )
     if args.dataset != "journey" and not args.data.exists():
         raise SystemExit(f"{args.data} is not there; give --data")
+    if args.rectools:  # found out before the training, not after it
+        subprocess.run(
+            [args.rectools, "-c", "from rectools.models import SASRecModel; import pytorch_lightning"], check=True
+        )
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     data = READ[args.dataset](args.data)
     if args.quick:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from threadpoolctl import threadpool_limits
 
 from benchmarks.recommend_sets import Set
 from rayrec.data.histories import Histories
@@ -50,7 +51,8 @@ def als(data: Set, budget_s: float) -> Trained:
                 model = AlternatingLeastSquares(
                     factors=factors, regularization=regularization, alpha=alpha, iterations=15, random_state=0
                 )
-                model.fit(learned, show_progress=False)
+                with threadpool_limits(1, "blas"):  # as implicit asks for
+                    model.fit(learned, show_progress=False)
                 score = factor_scores(model, data.n)
                 reached = data.judge(score, data.valid.sample(2_000, 0)).figures()[data.metric]
                 best = max(best, (reached, score), key=lambda told: told[0])

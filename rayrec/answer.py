@@ -37,7 +37,9 @@ class Coverage:
     @property
     def ordered_by(self) -> str:
         """The parts that decide a search's order, as its cursor carries them."""
-        return " ".join(part for part in ("lexical", "dense", "image") if getattr(self, part) == "ok")
+        return " ".join(
+            part for part in ("lexical", "dense", "image", "behavior", "rerank") if getattr(self, part) == "ok"
+        )
 
 
 @dataclass(frozen=True)

@@ -294,16 +294,36 @@ class TrainConfig(Config):
     gpus_per_worker: float = Field(0, ge=0)
 
 
+class FitRankingConfig(Config):
+    """What a search weighs beside the fused ranks, learned from what shoppers clicked and bought.
+
+    source `clicks`: searches of the events that tell what was shown, and the clicks and purchases that name their
+    request_id. `baskets`: where no clicks are kept, the names of categories as if they were searched for, and what
+    shoppers bought of them next (as in Ai et al., SIGIR 2017). `auto`: clicks if there are enough.
+    """
+
+    source: Literal["auto", "clicks", "baskets"] = "auto"
+    answers: int = Field(2_000, ge=1, description="that are learned from and judged by, drawn at random")
+    shown: int = Field(50, ge=2, description="baskets: the best of each answer that count as seen")
+    least: int = Field(100, ge=10, description="answers with a click, below which nothing is learned")
+    held_back: float = Field(0.2, gt=0, lt=1, description="share of the time, the newest, that is learned from")
+    seed: int = 0
+
+
+Signal = Literal["bm25", "cosine", "image", "popularity", "price", "repeat", "taste", "learned"]
+"""what ranking/signals.py tells of a candidate"""
+
+
 class FusionWeights(Config):
     """Reciprocal rank fusion: sum over lists of weight / (k + rank). Cormack et al., SIGIR 2009, eq. 1.
 
     dense 0.25 and k 60 do no harm on any catalog tried, and are better than words alone on each (benchmarks/LOG.md);
-    a shop with
-    rated queries fits its own.
+    a shop with rated queries fits its own. signals: what else a search weighs, as `rayrec fit ranking` learned it.
     """
 
     dense: float = Field(0.25, ge=0, le=1)
     k: float = Field(60.0, gt=0)
+    signals: dict[Signal, float] = Field(default_factory=dict)
 
 
 class ReplicasConfig(Config):

@@ -28,6 +28,7 @@ from rayrec.errors import IncompatibleArtifact, InvalidRequest, NotFound
 from rayrec.photo import Photo, no_pictures
 from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.retrieval.base import Candidates, Probe
+from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.retrieval.completions import Completion
 from rayrec.retrieval.shards import Shards
 from rayrec.scorer import Near, Scored, Scorer, TrainedModel
@@ -79,7 +80,7 @@ class Engine:
 
     @classmethod
     def open(
-        cls, workspace: str | os.PathLike[str] | Workspace, *, index: str | None = None, **caches: int
+        cls, workspace: str | os.PathLike[str] | Workspace, *, index: str | None = None, **caches: Any
     ) -> "Engine":
         """Load the version that `current.json` names, or `index`. caches: as of the constructor.
 
@@ -94,8 +95,20 @@ class Engine:
         return cls.load(ws, version, model, **caches)
 
     @classmethod
-    def load(cls, ws: Workspace, index: str, model: str | None, **caches: int) -> "Engine":
-        """Load a pair of index and model, whatever answers now. Raises as `open`."""
+    def load(
+        cls,
+        ws: Workspace,
+        index: str,
+        model: str | None,
+        *,
+        weights: FusionWeights | None = None,
+        behavior: BehaviorIndex | None = None,
+        **caches: Any,
+    ) -> "Engine":
+        """Load a pair of index and model, whatever answers now. Raises as `open`.
+
+        weights, behavior: in place of the model's and the index's own.
+        """
         directory = ws.local_copy("indexes", index)
         manifest = ws.manifest("indexes", index)
         encoder = encoder_exports.open_for(ws, manifest["encoder"])
@@ -106,12 +119,14 @@ class Engine:
                     f"indexes/{index} holds space {manifest['encoder']['space']}, the encoder is of {part.id.space}"
                 )
         shards = Shards.load(directory, manifest["shards"])
+        if behavior is not None:
+            shards = shards.with_behavior(behavior)
         return cls(
             shards,
             encoder,
             image_encoder=image_encoder,
             index=index,
-            weights=fusion_weights(ws, model),
+            weights=weights or fusion_weights(ws, model),
             log_offset=manifest["log_offset"],
             model=model,
             trained=TrainedModel.load(ws, model, shards, manifest["encoder"]["space"]),
@@ -142,6 +157,7 @@ class Engine:
         mode: str = "hybrid",
         explain: bool = False,
         image: bytes | np.ndarray | None = None,
+        user_id: str | None = None,
     ) -> Answer:
         """Items for a query, a photo or both, as `SearchRequest` says. Raises InvalidRequest.
 
@@ -150,7 +166,7 @@ class Engine:
         started = time.perf_counter()
         size = page_size if k is None else k
         photo = None if image is None else Photo.of(image)
-        request = SearchRequest(query, filters, facets, sort, page, size, cursor, mode, explain, photo)
+        request = SearchRequest(query, filters, facets, sort, page, size, cursor, mode, explain, photo, user_id)
         return replace(self.answer(request, self._encode(request)), took_ms=_elapsed_ms(started))
 
     def answer(self, request: SearchRequest, encoded: Encoded) -> Answer:
@@ -163,6 +179,12 @@ class Engine:
         request = SearchRequest(query, mode=mode)
         scored, coverage = self._found(request, self._encode(request))
         return scored.candidates, coverage
+
+    def weighed(self, query: str) -> tuple[Probe | None, Scored]:
+        """What is looked for, and M(query) with its scores. Probe is None of a query without a word."""
+        request = SearchRequest(query)
+        encoded = self._encode(request)
+        return self.scorer.probe(request, encoded), self._found(request, encoded)[0]
 
     def _encode(self, request: SearchRequest) -> Encoded:
         """Raises InvalidRequest for a photo that cannot be read or searched with."""
@@ -195,12 +217,12 @@ class Engine:
 
     def _scored(self, request: SearchRequest, encoded: Encoded, probe: Probe) -> Scored:
         photo = request.photo.digest if request.photo is not None and encoded.image == "ok" else None
-        key = (probe.query, request.query if encoded.dense == "ok" else None, photo)
+        key = (probe.query, request.query if encoded.dense == "ok" else None, photo, request.mode == "hybrid")
         with self._lock:
             known = self._candidates.get(key)
         if known is not None:
             return known
-        found = self.scorer.scored(probe, self.shards.find(probe))
+        found = self.scorer.scored(probe, self.shards.find(probe), mode=request.mode)
         with self._lock, contextlib.suppress(ValueError):  # too large to be kept
             self._candidates[key] = found
         return found

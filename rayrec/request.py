@@ -21,8 +21,9 @@ class SearchRequest:
     """Items for a query, a photo, or both together; all items, popular first, without either.
 
     filters: AND across fields, OR within one; facets: fields to count, each as if its own filter were open, so
-    a count is the total of choosing that value. cursor: of the answer before, wins over page.
-    Raises InvalidRequest.
+    a count is the total of choosing that value. cursor: of the answer before, wins over page. mode: lexical and
+    dense order by words or vectors alone. user_id: who asks; their taste counts for the order, never for what is
+    found. Raises InvalidRequest.
     """
 
     query: str = ""
@@ -35,6 +36,7 @@ class SearchRequest:
     mode: str = "hybrid"
     explain: bool = False
     image: Photo | None = None
+    user_id: str | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

@@ -37,8 +37,10 @@ EVENTS = pa.schema(
         pa.field("quantity", pa.int64()),
         pa.field("request_id", pa.string()),
         pa.field("position", pa.int64()),
+        pa.field("shown", pa.list_(pa.string())),
     ]
 )
+"""request_id: of the answer that an event reacts to, or of a search's own; shown: its items, in their order."""
 
 EVENT_TYPES = ("view", "click", "add_to_cart", "purchase", "search")
 

@@ -5,9 +5,10 @@ to look for (a `Probe`, or a `Near`) and turns what was found into an answer. Wh
 engine in this process, or retriever replicas elsewhere) stands between, so the same code answers in both.
 """
 
+import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,15 +19,19 @@ from rayrec.config import FusionWeights
 from rayrec.data.histories import DAY_US, Histories
 from rayrec.errors import NotFound
 from rayrec.models.bundle import BundledModel
-from rayrec.ranking import policy, scoring
+from rayrec.ranking import policy, scoring, signals
 from rayrec.ranking.explain import reasons
 from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.retrieval import hybrid
-from rayrec.retrieval.base import Candidates, Found, Probe
+from rayrec.retrieval.base import Candidates, Found, Probe, top_k
 from rayrec.retrieval.completions import Completion, Completions
 from rayrec.retrieval.shards import Shards
 from rayrec.workspace import Workspace
 
+log = logging.getLogger(__name__)
+
+PERSONAL = 500
+"""candidates of a search, the best by the query, whose order the shopper's taste may change"""
 Texts = Callable[[int], dict[str, Callable[[], str]]]
 """row -> part of a score -> a function that words it"""
 
@@ -97,6 +102,10 @@ class TrainedModel:
         return scoring.Learned(self._table @ shopper, self._weight)
 
 
+def _added(parts: scoring.Parts, more: scoring.Parts) -> scoring.Parts:
+    return {**parts, **{name: parts[name] + values if name in parts else values for name, values in more.items()}}
+
+
 class Scorer:
     """Thread-safe: nothing in it changes after loading but caches."""
 
@@ -114,7 +123,13 @@ class Scorer:
         self.behavior = shards.behavior
         self.weights = weights
         self.versions = dict(versions)
+        self._pictures = shards.contents()[1] if "image" in weights.signals else None
         self._completions = Completions.build(shards.columns, shards.behavior.popularity, shards.analyzer.starts)
+
+    @property
+    def learns(self) -> bool:
+        """Whether a trained model is part of it."""
+        return self._model is not None
 
     # -- search -----------------------------------------------------------------------------------
 
@@ -127,11 +142,61 @@ class Scorer:
         background = 0.0 if vector is None else self._shards.background(vector)
         return Probe(request.query if by_words else None, vector, background)
 
-    def scored(self, probe: Probe, found: list[Found]) -> Scored:
-        """M(q) and the parts of each candidate's score."""
+    def scored(self, probe: Probe, found: list[Found], *, mode: str = "hybrid") -> Scored:
+        """M(q) and the parts of each candidate's score; by words or vectors as they are in the modes of one of them."""
         candidates = hybrid.join(found, probe.background, self.columns.n)
         share = 0.0 if probe.vector is None else 1.0 if probe.query is None else self.weights.dense
-        return Scored(candidates, hybrid.fuse(candidates, self.weights.model_copy(update={"dense": share})))
+        parts = hybrid.fuse(candidates, self.weights.model_copy(update={"dense": share}))
+        if self.weights.signals and mode == "hybrid":
+            parts = _added(parts, signals.weigh(self.query_signals(probe, candidates), self.weights.signals))
+        return Scored(candidates, parts)
+
+    def query_signals(
+        self, probe: Probe, candidates: Candidates, pictures: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """pictures: float32 (N, D) of all items, where the weights do not ask for them themselves."""
+        rows, pictures = candidates.rows, self._pictures if pictures is None else pictures
+        looks = None if pictures is None or probe.vector is None else pictures[rows] @ probe.vector
+        return signals.of_query(
+            candidates, self.columns.numbers("price_cents")[rows], self.behavior.popularity[rows], looks
+        )
+
+    def shopper_signals(
+        self, events: Histories, now_us: int, rows: np.ndarray, wanted: Collection[str] = signals.OF_SHOPPER
+    ) -> dict[str, np.ndarray]:
+        """Of the shopper whose events until now_us these are, about candidates `rows`."""
+        items = events.rows >= 0
+        ages = np.maximum(0, now_us - events.ts_us[items]) / DAY_US
+        taste = scoring.Taste.of(events.rows[items], ages, self._shards.vectors)
+        learned = None
+        if self._model is not None and len(events.rows) and "learned" in wanted:
+            learned = self._model.expects(events, self.behavior.asked)
+        return signals.of_shopper(rows, taste, learned, self.behavior, self._shards.vectors)
+
+    def _for_shopper(self, request: SearchRequest, scored: Scored, coverage: Coverage) -> tuple[Scored, Coverage]:
+        """With what the shopper's taste adds to the best of M(q), filtered or not. What fails is left out, and said."""
+        if not self.weights.signals or request.mode != "hybrid" or not coverage.ordered_by:  # nothing was asked
+            return scored, coverage
+        coverage = replace(coverage, rerank="ok")
+        weights = {name: w for name, w in self.weights.signals.items() if w and name in signals.OF_SHOPPER}
+        events = self.behavior.history(request.user_id or "")
+        if not weights or not len(events.rows) or request.sort != "relevance":
+            return scored, coverage
+        best = top_k(scoring.total(scored.parts), PERSONAL)
+        rows = scored.candidates.rows
+        try:
+            told = self.shopper_signals(events, self.behavior.now_us, rows[best], weights)
+            found = signals.weigh(told, weights)
+        except Exception as error:  # a model's runtime may throw anything; the query's own order still answers
+            log.exception("a shopper's taste could not be weighed")
+            why = f"not ranked for the shopper ({type(error).__name__})"
+            why = why if coverage.why is None else f"{coverage.why}; {why}"
+            return scored, replace(coverage, rerank="failed", degraded=True, why=why)
+        spread = {}
+        for part, values in found.items():
+            spread[part] = np.zeros(len(rows))
+            spread[part][best] = values
+        return Scored(scored.candidates, _added(scored.parts, spread)), replace(coverage, behavior="ok")
 
     def everything(self) -> Scored:
         """M of no query, by popularity."""
@@ -143,17 +208,25 @@ class Scorer:
     def search(self, request: SearchRequest, scored: Scored, coverage: Coverage) -> Answer:
         """Raises InvalidRequest."""
         started = time.perf_counter()
-        index, by = str(self.versions["index"]), coverage.ordered_by
+        index = str(self.versions["index"])
         photo = None if request.image is None else request.image.digest
         asked = fingerprint(
-            request.query, photo, request.filters or None, request.sort, request.mode, request.page_size
+            request.query,
+            photo,
+            request.filters or None,
+            request.sort,
+            request.mode,
+            request.page_size,
+            request.user_id,
         )
-        page = request.page if request.cursor is None else read_cursor(request.cursor, index, asked, by)
         mask = self.columns.mask(request.filters)
-        candidates, parts = scored.candidates, scored.parts
+        candidates = scored.candidates
         rows = candidates.rows
         places = np.arange(len(rows)) if mask is None else np.flatnonzero(mask[rows])
-        scores = scoring.total(parts)
+        scored, coverage = self._for_shopper(request, scored, coverage)
+        by = f"{coverage.ordered_by} {self.versions['model'] or ''}"
+        page = request.page if request.cursor is None else read_cursor(request.cursor, index, asked, by)
+        scores = scoring.total(scored.parts)
         first = (page - 1) * request.page_size
         wanted = first + request.page_size
         by_popularity = self.behavior.popularity[rows[places]] if request.sort == "popular" else None
@@ -206,6 +279,10 @@ class Scorer:
                 "dense": lambda: f"{close} {cosine}",
                 "image": lambda: f"looks like your photo {cosine}",
                 "popular": lambda: "often bought lately",
+                "price": lambda: "at a price that is often chosen",
+                "repeat": lambda: "you have it, and its buyers buy it again",
+                "content": lambda: "like what you buy",
+                "learned": lambda: "what shoppers who did as you did want",
             },
         )
 

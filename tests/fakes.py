@@ -246,10 +246,25 @@ def publish_index(ws: Workspace, items: pa.Table, events: pa.Table, *, shards: i
             "images": {"export": "fake", "id": str(FakeImageEncoder().id), "weight": 0.0} if images else None,
         }
         counts = {"items": items.num_rows, "events": events.num_rows}
-        return staged.publish({"encoder": encoder, "shards": shards, "log_offset": 0, "counts": counts})
+        return staged.publish(
+            {
+                "config": {"half_life_days": 90.0},
+                "encoder": encoder,
+                "shards": shards,
+                "log_offset": 0,
+                "counts": counts,
+            }
+        )
 
 
-def publish_model(ws: Workspace, items: pa.Table, *, weight: float = 5.0, without_had: bool = True) -> str:
+def publish_model(
+    ws: Workspace,
+    items: pa.Table,
+    *,
+    weight: float = 5.0,
+    without_had: bool = True,
+    learned_until_us: int | None = None,
+) -> str:
     """A fusion model with random weights over the fake encoder's vectors, published like the training job's."""
     import torch
 
@@ -272,6 +287,6 @@ def publish_model(ws: Workspace, items: pa.Table, *, weight: float = 5.0, withou
             {
                 "encoder": {"space": space},
                 "fusion": FusionWeights().model_dump(),
-                "recommender": {"weight": weight, "without_had": without_had},
+                "recommender": {"weight": weight, "without_had": without_had, "learned_until_us": learned_until_us},
             }
         )

@@ -1,4 +1,4 @@
-"""Fitting encoders to the shop."""
+"""Fitting encoders, and the ranking of searches, to the shop."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from rayrec.pipelines.fit import FitSummary
 
 fit_app = typer.Typer(
-    no_args_is_help=True, help="Fit an encoder to the shop's own data; promoted only if it is better on held-out data."
+    no_args_is_help=True,
+    help="Fit an encoder, or the ranking of searches, to the shop's own data; promoted only if it is better on "
+    "held-out data.",
 )
 app.add_typer(fit_app, name="fit")
 
@@ -74,6 +76,26 @@ def trimmed(
     _tell(
         summary, "set 'encoder: {model: fitted, precision: int8}' in the index config and run 'rayrec index'", as_json
     )
+
+
+@command(fit_app)
+def ranking(workspace: WorkspaceOption, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Learn from clicks and purchases what a search weighs beside words and vectors: price, popularity, the shopper.
+
+    Corrected for the place an item was shown at. Without searches that tell what they showed, it learns from what
+    shoppers bought next in a category. It answers at once if it gains on queries that it did not learn from.
+    """
+    from rayrec.config import FitRankingConfig
+    from rayrec.console import progress_bar
+    from rayrec.pipelines.fit_ranking import fit_ranking
+    from rayrec.workspace import Workspace
+
+    with progress_bar("answers", quiet=as_json) as told:
+        summary = fit_ranking(FitRankingConfig.load(config), Workspace.open(workspace, create=False), on_progress=told)
+    print_values(summary.to_dict(), as_json)
+    if not as_json:
+        said = "promoted" if summary.promoted else "not promoted: the gain on held-out queries is not clear of zero"
+        typer.echo(said, err=True)
 
 
 def _tell(summary: "FitSummary", remedy: str, as_json: bool) -> None:

@@ -1,6 +1,7 @@
 """Search quality on rated queries: words, vectors, both, and both with fitted weights."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -83,7 +84,8 @@ def relevance(engine: Engine, judgements: Judgements, *, seeds: int = SEEDS) -> 
     grid = fusion.score_grid([engine.retrieve(q)[0] for q in queries], by_row)
     by_seed = [fusion.out_of_fold(grid, seed) for seed in range(seeds)]
     difference = full["hybrid"] - full["lexical"]
-    gain = np.mean(by_seed, axis=0) - grid[fusion.GRID.index(engine.weights)]
+    present = engine.weights.model_copy(update={"signals": {}})
+    gain = np.mean(by_seed, axis=0) - grid[fusion.GRID.index(present)]
     return Relevance(
         queries=len(queries),
         ndcg10=_named(full),
@@ -130,17 +132,29 @@ def publish_weights(ws: Workspace, engine: Engine, result: Relevance) -> tuple[s
     A trained recommender that answers now goes on answering. Returns (version, promoted). The gate: the 95 % interval
     of the paired out-of-fold gain is clear of zero.
     """
-    manifest = ws.manifest("indexes", str(engine.versions["index"]))
-    present = engine.versions["model"]
-    with ws.stage("models") as staged:
-        said = {}
-        if present is not None and "recommender" in (before := ws.manifest("models", str(present))):
-            for name in before["files"]:
-                staged.write_bytes(name, ws.read_bytes("models", str(present), name))
-            said = {key: value for key, value in before.items() if key not in ENVELOPE}
-        staged.write_bytes("relevance.json", json.dumps(result.to_dict()).encode())
-        version = staged.publish({**said, "encoder": manifest["encoder"], "fusion": result.fitted.model_dump()})
+    fitted = result.fitted.model_copy(update={"signals": engine.weights.signals})
+    version = publish_fusion(ws, engine.versions, fitted, {"relevance.json": result.to_dict()})
     better = result.fitted_gain_ci95[0] > 0
     if better:
         ws.promote(model=version)
     return version, better
+
+
+def publish_fusion(
+    ws: Workspace, versions: Mapping[str, Any], weights: FusionWeights, reports: Mapping[str, Any]
+) -> str:
+    """A model version with other weights for searches, and the recommender of the model that answers now.
+
+    versions: of the index and model that answer; reports: name of a JSON file -> what it says.
+    """
+    index, present = (versions[kind] for kind in ("index", "model"))
+    with ws.stage("models") as staged:
+        said: dict[str, Any] = {}
+        if present is not None and "recommender" in (before := ws.manifest("models", str(present))):
+            for name in set(before["files"]) - set(reports):
+                staged.write_bytes(name, ws.read_bytes("models", str(present), name))
+            said = {key: value for key, value in before.items() if key not in ENVELOPE}
+        for name, report in reports.items():
+            staged.write_bytes(name, json.dumps(report).encode())
+        encoder = said.get("encoder") or ws.manifest("indexes", str(index))["encoder"]
+        return staged.publish({**said, "encoder": encoder, "fusion": weights.model_dump()})

@@ -139,7 +139,12 @@ def _worker(arguments: dict[str, Any]) -> None:
                         "events": arguments["events"],
                         "encoder": {"space": shop.space, "id": arguments["embeddings"], "images": arguments["images"]},
                         "fusion": fusion_weights(ws, arguments["present"]).model_dump(),
-                        "recommender": {"weight": weight, "without_had": config.mask_seen, "epochs": epochs},
+                        "recommender": {
+                            "weight": weight,
+                            "without_had": config.mask_seen,
+                            "epochs": epochs,
+                            "learned_until_us": int(learned.ts_us.max()),
+                        },
                         "verdict": verdict.to_dict(),
                         "report": report,
                     }

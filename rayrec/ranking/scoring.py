@@ -42,7 +42,7 @@ def similar(
     rows = _candidates([near, together.indices], allowed, without=np.array([row]))
     return rows, {
         "content": vectors(rows) @ vector.astype(np.float64),
-        "together": _SIMILAR_TOGETHER * _relative(_at(together.indices, together.data, rows)),
+        "together": _SIMILAR_TOGETHER * relative(_at(together.indices, together.data, rows)),
     }
 
 
@@ -91,23 +91,28 @@ def recommend(
     if taste is not None:
         own, mass = taste.own, taste.mass
         together = behavior.neighbours[own].T @ mass
-        again = mass * (behavior.repeat[own] + behavior.repeat[own].mean())
         lists += [near, np.flatnonzero(together), own[behavior.repeat[own] > 0]]
     rows = _candidates(lists, allowed)
     parts: Parts = {"popular": behavior.popularity[rows].astype(np.float64)}
     if taste is not None or learned is not None:
         parts["popular"] *= POPULAR
     if taste is not None:
-        parts["repeat"] = REPEAT * _relative(_at(own, again, rows))
-        parts["together"] = TOGETHER * _relative(together[rows])
+        parts["repeat"] = REPEAT * relative(again(taste, behavior, rows))
+        parts["together"] = TOGETHER * relative(together[rows])
         # what they have is nearest to itself: `repeat` alone says whether it is wanted again
         parts["content"] = CONTENT * np.clip(vectors(rows) @ taste.vector, 0, 1) * ~np.isin(rows, own)
     if learned is not None:
-        parts["learned"] = learned.weight * _span(learned.scores[rows].astype(np.float64))
+        parts["learned"] = learned.weight * span(learned.scores[rows].astype(np.float64))
     return rows, parts
 
 
-def _span(values: np.ndarray) -> np.ndarray:
+def again(taste: Taste, behavior: BehaviorIndex, rows: np.ndarray) -> np.ndarray:
+    """How much a shopper has each of `rows`, and how often its buyers buy it again; float64 (C,)."""
+    repeat = behavior.repeat[taste.own]
+    return _at(taste.own, taste.mass * (repeat + repeat.mean()), rows)
+
+
+def span(values: np.ndarray) -> np.ndarray:
     """Scaled to between 0 and 1."""
     if not len(values):
         return values
@@ -145,7 +150,7 @@ def _at(keys: np.ndarray, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return out
 
 
-def _relative(values: np.ndarray) -> np.ndarray:
+def relative(values: np.ndarray) -> np.ndarray:
     """Scaled so that the highest is 1."""
     best = values.max(initial=0.0)
     return values / best if best > 0 else np.zeros(len(values))

@@ -149,6 +149,10 @@ class Shards:
             )
         return cls(loaded, ItemColumns(items), behavior)
 
+    def with_behavior(self, behavior: BehaviorIndex) -> "Shards":
+        """The same items, and what shoppers did by another account."""
+        return Shards(self._shards, self.columns, behavior)
+
     def find(self, probe: Probe) -> list[Found]:
         """What each shard has for a probe."""
         return [shard.find([probe])[0] for shard in self._shards]

@@ -98,7 +98,7 @@ def _add_answers(app: FastAPI, gateway: Gateway) -> None:
 
     @app.post("/v1/search", **answers(AnswerModel, "Items for words or a photo, with filters, facets and pages"))
     async def search(request: Request, body: SearchBody) -> Response:
-        asked = body.model_dump(exclude={"user_id", "session_id", "image"})
+        asked = body.model_dump(exclude={"session_id", "image"})
         image = None if body.image is None else await asyncio.to_thread(from_text, body.image)
         return _json(request, await gateway.search(SearchRequest(**asked, image=image)))
 

@@ -173,5 +173,5 @@ class ScorerPart:
     ) -> Answer:
         """A search from what the shards found for its probe; no probe, what is popular."""
         scorer = self.scorer(pair)
-        scored = scorer.everything() if probe is None else scorer.scored(probe, list(found))
+        scored = scorer.everything() if probe is None else scorer.scored(probe, list(found), mode=request.mode)
         return scorer.search(request, scored, search_coverage(probe, encoded))
