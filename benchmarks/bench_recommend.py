@@ -206,7 +206,7 @@ def journey(data: Set, trained: Trained, text: np.ndarray) -> tuple[dict[str, Ju
         "own most bought": data.judge(lambda h: own_counts(h, data.n) + 1e-6 * popularity),
         "popularity": data.judge(lambda h: np.tile(popularity, (len(h), 1))),
     }
-    gain = found["served"].values["recall@10"] - found["own most bought"].values["recall@10"]
+    gain = found["served"].by_shopper("recall@10") - found["own most bought"].by_shopper("recall@10")
     return found, {
         "recall10": round(found["served"].figures()["recall@10"], 4),
         "recall10_ci95": [round(v, 4) for v in found["served"].ci95("recall@10")],

@@ -201,10 +201,13 @@ def leave_one_out(histories: Histories) -> tuple[Histories, Cases, Cases]:
     )
 
 
-def next_baskets(histories: Histories, at_us: int, until_us: int | None = None) -> tuple[Histories, Cases]:
+def next_baskets(
+    histories: Histories, at_us: int, until_us: int | None = None, *, every: bool = False
+) -> tuple[Histories, Cases]:
     """(what was before a moment, the first basket of each shopper at or after it, and before `until_us`).
 
-    A basket's wanted rows are distinct. Who has nothing before is asked about with an empty history.
+    A basket's wanted rows are distinct. Who has nothing before is asked about with an empty history. every: all of a
+    shopper's baskets until then, each after what they did before it.
     """
     h = np.repeat(np.arange(len(histories)), histories.lengths)
     split = histories.start[:-1] + np.bincount(h[histories.ts_us < at_us], minlength=len(histories))
@@ -212,16 +215,22 @@ def next_baskets(histories: Histories, at_us: int, until_us: int | None = None) 
     if until_us is not None:
         after &= histories.ts_us < until_us
     places = np.flatnonzero(after)
-    judged, opening = np.unique(h[places], return_index=True)
-    basket = histories.baskets[places[opening]]
-    of_case = np.searchsorted(judged, h[places])
-    inside = histories.baskets[places] == basket[of_case]
-    pairs = np.unique(np.stack([of_case[inside], histories.rows[places[inside]]]), axis=1)
+    keys = np.stack([h[places], histories.baskets[places]])
+    baskets, opening, of_case = np.unique(keys, axis=1, return_index=True, return_inverse=True)
+    order = np.argsort(opening)  # in time order within a shopper, as places are
+    judged, opening = baskets[0][order], places[opening[order]]
+    of_case = np.argsort(order)[of_case.ravel()]
+    if not every:
+        first = np.unique(judged, return_index=True)[1]
+        inside = np.isin(of_case, first)
+        judged, opening = judged[first], split[judged[first]]
+        places, of_case = places[inside], np.searchsorted(first, of_case[inside])
+    pairs = np.unique(np.stack([of_case, histories.rows[places]]), axis=1)
     counts = np.bincount(pairs[0], minlength=len(judged))
     return (
         histories.window(np.arange(len(histories)), histories.start[:-1], split),
         Cases(
-            histories.window(judged, histories.start[:-1][judged], split[judged]),
+            histories.window(judged, histories.start[:-1][judged], opening),
             np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             pairs[1].astype(np.int64),
         ),

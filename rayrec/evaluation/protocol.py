@@ -30,18 +30,25 @@ _BLOCK = 256
 class Judged:
     """How each case went.
 
-    values: metric -> float (C,), nan where a case is not asked about; shown: cut -> int64 (N,), how often each item
-    came among the first; slices: name -> bool (C,).
+    values: metric -> float (C,); shown: cut -> int64 (N,), how often each item came among the first; slices: name ->
+    bool (C,); shoppers: int64 (C,), whose case it is.
     """
 
     values: Mapping[str, np.ndarray]
     shown: Mapping[int, np.ndarray]
     slices: Mapping[str, np.ndarray]
+    shoppers: np.ndarray
+
+    def by_shopper(self, metric: str, where: str = "all") -> np.ndarray:
+        """Float (H,): the mean of each shopper's cases in a slice. Cases of one shopper are alike, shoppers are not."""
+        inside = self.slices[where]
+        of_case = np.unique(self.shoppers[inside], return_inverse=True)[1]
+        return np.bincount(of_case, self.values[metric][inside]) / np.maximum(np.bincount(of_case), 1)
 
     def figures(self, where: str = "all") -> dict[str, float]:
-        """Means over the cases of a slice, and over all of them coverage and Gini of what was shown."""
-        inside = self.slices[where]
-        found = {name: float(np.mean(v[inside])) if inside.any() else float("nan") for name, v in self.values.items()}
+        """Means over the shoppers of a slice, and over all cases coverage and Gini of what was shown."""
+        there = self.slices[where].any()
+        found = {name: float(self.by_shopper(name, where).mean()) if there else float("nan") for name in self.values}
         if where == "all":
             for cut, counts in self.shown.items():
                 found[f"coverage@{cut}"] = float((counts > 0).mean())
@@ -49,8 +56,8 @@ class Judged:
         return found
 
     def ci95(self, metric: str, where: str = "all") -> tuple[float, float]:
-        """Of the mean, by bootstrap over the cases."""
-        return bootstrap_ci(self.values[metric][self.slices[where]])
+        """Of the mean, by bootstrap over the shoppers."""
+        return bootstrap_ci(self.by_shopper(metric, where))
 
     def table(self, metrics: Sequence[str] = ("hr@10", "ndcg@10", "mrr", "recall@50")) -> list[dict[str, Any]]:
         """A row per slice that has cases."""
@@ -110,7 +117,7 @@ def judge(
         "long histories": lengths >= LONG_EVENTS,
         "cold items": cold,
     }
-    return Judged(values, shown, slices)
+    return Judged(values, shown, slices, np.unique(cases.histories.users.astype(str), return_inverse=True)[1])
 
 
 def ranks(scores: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -93,8 +93,8 @@ def split(config: TrainConfig, histories: Histories) -> tuple[Histories, Cases, 
         learned, valid, test = leave_one_out(histories)
     else:
         first, second = (int(np.quantile(histories.ts_us, share)) if len(histories) else 0 for share in _NEXT)
-        learned, valid = next_baskets(histories, first, second)
-        _, test = next_baskets(histories, second)
+        learned, valid = next_baskets(histories, first, second, every=True)
+        _, test = next_baskets(histories, second, every=True)
     for name, cases in (("validation", valid), ("test", test)):
         if len(cases) < LEAST_CASES:
             raise SchemaError(

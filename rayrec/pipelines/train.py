@@ -123,8 +123,8 @@ def _worker(arguments: dict[str, Any]) -> None:
             behavior = shop.counted(learned)
             weight = choose_weight(shop, config, behavior, valid, score)
             judged = compare(ws, shop, config, arguments["present"], learned, behavior, test, {NEW: (score, weight)})
-            opponents = {name: one.values[config.metric] for name, one in judged.items() if name != NEW}
-            verdict = gate(config.metric, judged[NEW].values[config.metric], opponents)
+            opponents = {name: one.by_shopper(config.metric) for name, one in judged.items() if name != NEW}
+            verdict = gate(config.metric, judged[NEW].by_shopper(config.metric), opponents)
             report = document(judged, config.metric)
             figures = {key: round(value, 5) for key, value in judged[NEW].figures().items()}
             log(progress.step, {f"test/{key}": value for key, value in figures.items()})

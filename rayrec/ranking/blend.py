@@ -21,24 +21,26 @@ Score = Callable[[Histories], np.ndarray]
 class Blend:
     """behavior: of what was learned from; vectors: float32 (N, D) of the items; model: scores of all items.
 
-    without_had: items that a shopper had are not shown. Shoppers are told apart by their ids.
+    without_had: items that a shopper had are not shown. Cases are told apart by their shopper's id, newest event
+    and length.
     """
 
     def __init__(self, behavior: BehaviorIndex, vectors: np.ndarray, model: Score | None, *, without_had: bool):
         self._behavior, self._vectors, self._model = behavior, vectors, model
         self._without_had = without_had
-        self._known: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        self._known: dict[tuple[str, int, int], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def score(self, weight: float) -> Score:
         """As the service ranks, with this weight of the model; -inf for what is no candidate."""
 
         def scores(histories: Histories) -> np.ndarray:
             out = np.full((len(histories), len(self._vectors)), -np.inf, np.float32)
-            lacking = np.array([h for h, user in enumerate(histories.users) if user not in self._known], np.int64)
+            cases = _cases(histories)
+            lacking = np.array([h for h, case in enumerate(cases) if case not in self._known], np.int64)
             if len(lacking):
                 self._prepare(histories.take(lacking))
-            for h, user in enumerate(histories.users):
-                rows, counted, learned = self._known[user]
+            for h, case in enumerate(cases):
+                rows, counted, learned = self._known[case]
                 out[h, rows] = counted + weight * learned
             return out
 
@@ -46,7 +48,7 @@ class Blend:
 
     def _prepare(self, histories: Histories) -> None:
         expected = None if self._model is None else self._model(histories)
-        for h, user in enumerate(histories.users):
+        for h, case in enumerate(_cases(histories)):
             part = slice(histories.start[h], histories.start[h + 1])
             there = histories.rows[part] >= 0
             rows, ts = histories.rows[part][there], histories.ts_us[part][there]
@@ -67,4 +69,11 @@ class Blend:
                 taste, near, self._behavior, lambda wanted: self._vectors[wanted], allowed, learned
             )
             own = parts.pop("learned", np.zeros(len(found)))
-            self._known[user] = (found, scoring.total(parts), own)
+            self._known[case] = (found, scoring.total(parts), own)
+
+
+def _cases(histories: Histories) -> list[tuple[str, int, int]]:
+    """What tells histories apart: whose, until when, and how long."""
+    last = np.maximum(histories.start[1:] - 1, 0)
+    ends = np.where(histories.lengths > 0, histories.ts_us[last] if len(histories.ts_us) else 0, -1)
+    return list(zip(histories.users.tolist(), ends.tolist(), histories.lengths.tolist(), strict=True))

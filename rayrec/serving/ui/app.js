@@ -178,7 +178,7 @@ function asApiError(error) {
 
 /** An address that names no shopper means the one picked before, if any. */
 function resolveShopper() {
-  if (state.view !== "for-you" || state.user !== null) return;
+  if (state.view === "similar" || state.user !== null) return;
   state = { ...state, user: memory.get("shopper") ?? "" };
   history.replaceState(history.state, "", urlOf(state));
 }

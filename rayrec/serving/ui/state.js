@@ -60,6 +60,7 @@ export function urlOf(state) {
   if (state.view === "for-you" && state.user !== null) params.set("user", state.user);
   if (state.view === "search") {
     if (state.q) params.set("q", state.q);
+    if (state.user) params.set("user", state.user);
     if (state.photo) params.set("photo", state.photo);
     if (state.sort !== "relevance") params.set("sort", state.sort);
     for (const [field, value] of chosenValues(state.filters)) params.append(field, value);

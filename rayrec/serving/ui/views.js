@@ -30,16 +30,18 @@ export function loadNextPage(state, cursor, explain, options) {
   return searchItems({ ...searchRequest(state, explain), cursor }, options);
 }
 
-function searchRequest({ q, photo, filters, sort }, explain) {
+function searchRequest({ q, photo, filters, sort, user }, explain) {
   const image = photo ? { image: photoOf(photo) } : {};
-  return { query: q, ...image, filters, sort, page_size: PAGE_SIZE, explain };
+  const shopper = user ? { user_id: user } : {};
+  return { query: q, ...image, ...shopper, filters, sort, page_size: PAGE_SIZE, explain };
 }
 
 export function headingOf(state, seed) {
   if (state.view === "similar") return seed ? `Similar to ${seed.title}` : "Similar items";
   if (state.view === "for-you") return state.user ? `For shopper ${state.user}` : "Popular now";
   if (!state.q) return state.photo ? "Items like your photo" : "All items";
-  return state.photo ? `Results for “${state.q}” and your photo` : `Results for “${state.q}”`;
+  const shopper = state.user ? ` for shopper ${state.user}` : "";
+  return state.photo ? `Results for “${state.q}” and your photo${shopper}` : `Results for “${state.q}”${shopper}`;
 }
 
 /** What stands above the heading. before: {url, onBack} of the way back from similar items. */

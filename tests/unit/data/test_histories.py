@@ -106,6 +106,25 @@ def test_next_baskets_are_the_first_ones_after_the_moment():
     assert fewer.histories.users.tolist() == ["u"]
 
 
+def test_every_basket_comes_after_what_its_shopper_did_before_it():
+    history = Histories.of(
+        events(
+            ("v", "purchase", "c", 11, "s4"),
+            ("u", "purchase", "a", 1, "s1"),
+            ("u", "purchase", "b", 10, "s2"),
+            ("u", "purchase", "a", 10.1, "s2"),
+            ("u", "purchase", "d", 12, "s3"),
+            ("u", "purchase", "a", 20, "s6"),
+        ),
+        IDS,
+    )
+    learned, cases = next_baskets(history, 5 * DAY_US, int(15 * DAY_US), every=True)
+    assert learned.rows.tolist() == [0]
+    assert cases.histories.users.tolist() == ["u", "u", "v"]
+    assert [cases.take(np.array([c])).histories.rows.tolist() for c in range(3)] == [[0], [0, 1, 0], []]
+    assert [cases.take(np.array([c])).wanted.tolist() for c in range(3)] == [[0, 1], [3], [2]]
+
+
 def test_without_sessions_a_basket_is_a_day():
     history = Histories.of(
         events(("u", "purchase", "a", 1.0, None), ("u", "purchase", "b", 1.5, None), ("u", "purchase", "c", 2.1, None)),

@@ -1,6 +1,7 @@
 """Full ranking against fractions worked by hand, and against a plain loop."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,6 +97,17 @@ def test_full_ranking_equals_a_plain_loop():
     np.testing.assert_array_equal(judged.values["hr@10"], hits)
     np.testing.assert_allclose(judged.values["ndcg@10"], gains)
     assert judged.slices["long histories"].sum() == sum(len(h) - 1 >= 20 for h in histories)
+
+
+def test_a_shoppers_cases_are_averaged_before_shoppers_are():
+    asked = cases([[], [0], [0, 1]], [[0], [1], [1]])
+    asked = replace(asked, histories=replace(asked.histories, users=np.array(["u", "v", "u"], object)))
+    judged = judge(asked, constant([0.9, 0.1, 0.5]), n_items=3, cuts=(1,), mask_seen=False)
+    # u: found, then not; v: not
+    assert judged.values["hr@1"].tolist() == [1, 0, 0]
+    assert judged.by_shopper("hr@1").tolist() == [0.5, 0]
+    assert judged.figures()["hr@1"] == 0.25
+    assert judged.by_shopper("hr@1", "cold users").tolist() == [0.5, 0]
 
 
 def test_cold_items_are_those_that_nobody_touched_while_learning():

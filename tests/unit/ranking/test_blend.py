@@ -46,6 +46,14 @@ def test_shoppers_are_told_apart_whatever_the_order():
     np.testing.assert_array_equal(first, again[::-1])
 
 
+def test_a_shopper_is_asked_about_again_after_another_basket():
+    blend = make()
+    early, late = Histories.of_rows([[0]]), Histories.of_rows([[0, 2, 2, 2]])
+    first = blend.score(0.0)(early)
+    assert not np.array_equal(blend.score(0.0)(late), first)
+    np.testing.assert_array_equal(blend.score(0.0)(early), first)
+
+
 def test_behavior_of_histories_is_that_of_their_events():
     rows = [("u", "a", 1), ("u", "b", 1), ("v", "a", 2), ("v", "a", 5), ("w", "c", 6)]
     events = pa.Table.from_pylist(
