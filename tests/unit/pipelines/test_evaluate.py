@@ -90,7 +90,7 @@ def test_a_trained_recommender_goes_on_answering_under_new_search_weights(
     version, promoted = publish_weights(ws, answering, replace(result, fitted_gain_ci95=(0.01, 0.05)))
     assert promoted
     assert version != model
-    assert ws.manifest("models", version)["recommender"] == said["recommender"]
+    assert ws.manifest("models", version)["recommender"] == ws.manifest("models", model)["recommender"]
     assert ws.manifest("models", version)["fusion"] == result.fitted.model_dump()
     assert ws.read_bytes("models", version, "shopper.onnx") == ws.read_bytes("models", model, "shopper.onnx")
 
