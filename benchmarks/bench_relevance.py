@@ -4,6 +4,7 @@ Gain 2^rating - 1, unrated items 0; `rated_only` ranks the rated items alone. Th
 bootstrap over queries of hybrid minus bm25. `out_of_fold` fits the fusion weights on four fifths of the
 queries and judges them on the rest, once a seed. bm25s is the peer for words. All of it twice: with the text encoder
 as it came, and fitted to the catalog by `rayrec fit text` with its defaults, which sees no rating and no rated query.
+At last what `rayrec fit ranking` learns from simulated clicks, few and many, judged by ratings of other queries.
 
     python -m benchmarks.bench_relevance [--items F --judgements F] [--workspace W]
 """
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import common
+from benchmarks.relevance_clicks import learned_from_clicks
 from rayrec import Engine
 from rayrec.config import EmbedConfig, EncoderConfig, FitTextConfig, IndexConfig, SourceConfig
 from rayrec.data import catalog, readers
@@ -95,6 +97,10 @@ def main() -> None:
         result = relevance(engine, judgements, seeds=seeds)
         peer = bm25s_ndcg(engine, judgements)
         gain = ndcg_by_query(engine, judgements, "dense") - ndcg_by_query(plain, judgements, "dense")
+        by_clicks = [
+            learned_from_clicks(engine, judgements, answers, 1 if args.quick else 3)
+            for answers in ((100,) if args.quick else (100, 3_000))
+        ]
     found = result.to_dict()
     rows = [
         {"what": name if told is found else f"{name}, not fitted", "nDCG@10": told["ndcg10"][name],
@@ -107,6 +113,11 @@ def main() -> None:
     rows.append(
         {"what": "bm25s (peer)", "nDCG@10": peer if peer is not None else "-", "rated only": "", "judged@10": ""}
     )
+    rows += [
+        {"what": f"both, signals from {told['answers']:,} answers, out of fold (mean)",
+         "nDCG@10": float(np.mean(told["by_seed"])), "rated only": "", "judged@10": ""}
+        for told in by_clicks
+    ]  # fmt: skip
     common.show(f"{result.queries} rated queries over {engine.columns.n} items of {items.name}", rows)
     bm25 = found["ndcg10"]["bm25"]
     common.finish(
@@ -122,6 +133,7 @@ def main() -> None:
             "out_of_fold_above_bm25": sum(score > bm25 for score in result.out_of_fold),
             "out_of_fold_below_bm25": sum(score < bm25 for score in result.out_of_fold),
             "bm25s_ndcg10": peer,
+            "by_clicks": by_clicks,
         }
     )
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from rayrec.config import (
     EmbedConfig,
+    FitRankingConfig,
     IndexConfig,
     LossConfig,
     RecommenderConfig,
@@ -130,14 +131,17 @@ def running(ws: Workspace, *, max_items: int | None, port: int) -> Iterator[Shop
 
 
 def train_behind(ws: Workspace, on_progress: Progress | None = None) -> dict[str, Any]:
-    """Train the fusion model on the demo's purchases while the shop answers; if the gate lets it, it answers next.
+    """Fit the search to the demo's purchases and train the fusion model on them, while the shop answers.
 
-    trained_s: seconds; verdict: of the gate.
+    Each answers next if the gate lets it. trained_s: seconds of the model; verdict: of its gate; ranking: of searches.
     """
+    from rayrec.pipelines.fit_ranking import fit_ranking
     from rayrec.pipelines.train import train
 
+    ranking = fit_ranking(FitRankingConfig(), ws)
     summary = train(TRAINING, ws, on_progress=on_progress)
     return {
+        "ranking": ranking.to_dict(),
         "trained_s": summary.seconds,
         "model": summary.model,
         "promoted": summary.promoted,

@@ -20,7 +20,8 @@ def demo(
     port: PortOption = 8000,
     check: Annotated[bool, typer.Option("--check", help="Answer a few requests, print one JSON line, exit.")] = False,
     train: Annotated[
-        bool | None, typer.Option(help="Train the fusion model behind the shop; by default not with --check.")
+        bool | None,
+        typer.Option(help="Fit searches and train the fusion model behind the shop; by default not with --check."),
     ] = None,
 ) -> None:
     """Load a grocer's catalog and year of purchases, embed, index and serve them (about 2 minutes).
@@ -61,7 +62,7 @@ def _training_behind(workspace: str, wanted: bool) -> Iterator[None]:
     ended = threading.Event()
 
     def run() -> None:
-        err.print("training on these purchases meanwhile; 'for you' changes when the model passes the gate")
+        err.print("learning from these purchases meanwhile; searches, then 'for you', change when the gate lets them")
         try:
             with fit_bar() as told:
                 found = main_job.train_behind(Workspace.open(workspace), told)
@@ -71,6 +72,9 @@ def _training_behind(workspace: str, wanted: bool) -> Iterator[None]:
             return
         said = "it answers now" if found["promoted"] else "it is no better than what answers, and does not"
         err.print(f"trained in {found['trained_s']:.0f} s: {said}")
+        ranking = found["ranking"]
+        said = "search weighs them now" if ranking["promoted"] else "search stays as it was"
+        err.print(f"signals of searches fitted in {ranking['seconds']:.0f} s: {said}")
 
     if wanted:
         threading.Thread(target=run, name="rayrec-train", daemon=True).start()

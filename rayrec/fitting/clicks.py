@@ -156,24 +156,24 @@ def choose(shown: Impressions, present: np.ndarray | None = None, seed: int = 0)
     for fold in folds:
         inside = np.isin(shown.query, fold)
         rest = shown.take(~inside)
-        ridge = _best_ridge(rest, seed + 1)
-        ranking = None if ridge is None else fit(rest, ridge)
+        ranking = fit_best(rest, seed + 1)
         held = shown.take(inside)
         seen = fit(rest, RIDGES[-1]).seen if ranking is None else ranking.seen
         queries, fused = gains(held, held.x[:, 0], seen)
         after = fused if ranking is None else gains(held, ranking.score(held.x), seen)[1]
         told.append((queries, fused, gains(held, by_present[inside], seen)[1], after))
-    ridge = _best_ridge(shown, seed + 1)
-    ranking = None if ridge is None else fit(shown, ridge)
-    return Fitted(ranking, *(np.concatenate(parts) for parts in zip(*told, strict=True)))
+    return Fitted(fit_best(shown, seed + 1), *(np.concatenate(parts) for parts in zip(*told, strict=True)))
 
 
 def _folds(query: np.ndarray, seed: int) -> Sequence[np.ndarray]:
     return np.array_split(np.random.default_rng(seed).permutation(np.unique(query)), FOLDS)
 
 
-def _best_ridge(shown: Impressions, seed: int) -> float | None:
-    """None if none of them beats no weights at all by more than a standard error."""
+def fit_best(shown: Impressions, seed: int = 0) -> Ranking | None:
+    """Fit with the penalty that does best on held-out queries.
+
+    None if none beats no weights at all by more than a standard error.
+    """
     seen = fit(shown, RIDGES[-1]).seen
     by_ridge: dict[float, list[np.ndarray]] = {ridge: [] for ridge in RIDGES}
     for fold in _folds(shown.query, seed):
@@ -187,4 +187,4 @@ def _best_ridge(shown: Impressions, seed: int) -> float | None:
         gained = np.concatenate(parts)
         lower[ridge] = gained.mean() - gained.std() / np.sqrt(max(len(gained), 1)) if len(gained) else -1.0
     best = max(lower, key=lambda ridge: (lower[ridge], ridge))
-    return best if lower[best] > 0 else None
+    return fit(shown, best) if lower[best] > 0 else None
