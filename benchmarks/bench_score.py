@@ -79,7 +79,7 @@ def main() -> None:
             taste,
             candidates[place, :200],
             behavior,
-            lambda rows: text[rows],
+            lambda rows, taste=taste: text[rows] @ taste.vector,
             None,
             scoring.Learned(everything, 1.0),
         )

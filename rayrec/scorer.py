@@ -334,7 +334,7 @@ class Scorer:
             allowed = np.ones(self.columns.n, bool) if allowed is None else allowed.copy()
             allowed[history] = False
         taste = scoring.Taste.of(history, ages, self._shards.vectors)
-        near = None if taste is None else Near(taste.vector.astype(np.float32), scoring.NEAREST, allowed)
+        near = None if taste is None else Near(taste.vector, scoring.NEAREST, allowed)
         learned = None
         if self._model is not None and len(events.rows):
             learned = self._model.expects(events, self.behavior.asked)
@@ -346,7 +346,12 @@ class Scorer:
         """near: rows that were found for plan.near. coverage: of an answer that had to do without a part."""
         started = time.perf_counter()
         taste = plan.taste
-        rows, parts = scoring.recommend(taste, near, self.behavior, self._shards.vectors, plan.allowed, plan.learned)
+
+        def cosine(rows: np.ndarray) -> np.ndarray:
+            assert taste is not None
+            return self._shards.vectors(rows) @ taste.vector
+
+        rows, parts = scoring.recommend(taste, near, self.behavior, cosine, plan.allowed, plan.learned)
 
         def texts(row: int) -> dict[str, Callable[[], str]]:
             return {

@@ -29,6 +29,7 @@ from rayrec.workspace import Workspace
 LEAST_CASES = 20
 HALF_LIFE_DAYS = 90.0
 _NEXT = (0.9, 0.95)
+_WEIGHING = 3_000  # cases that choose a model's weight, kept for each weight tried
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def short(cases: Cases) -> Cases:
 
 def choose_weight(shop: Shop, config: TrainConfig, behavior: BehaviorIndex, valid: Cases, score: Score) -> float:
     """Of a model's part beside what is counted: the best on validation cases, the smaller of equals."""
-    cases = short(valid.sample(config.judges, config.training.seed))
+    cases = short(valid.sample(min(config.judges, _WEIGHING), config.training.seed))
     n = shop.items.num_rows
     blend = Blend(behavior, shop.vectors, score, without_had=config.mask_seen)
     reached = {
@@ -142,7 +143,7 @@ def compare(
         return judge(cases, score, n_items=n, learned=learned, mask_seen=config.mask_seen)
 
     def served(score: Score | None, weight: float) -> Judged:
-        return judged(Blend(behavior, shop.vectors, score, without_had=config.mask_seen).score(weight))
+        return judged(Blend(behavior, shop.vectors, score, without_had=config.mask_seen, keep=False).score(weight))
 
     found = {name: served(score, weight) for name, (score, weight) in models.items()}
     manifest = {} if present is None else ws.manifest("models", present)

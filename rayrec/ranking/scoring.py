@@ -48,7 +48,7 @@ def similar(
 
 @dataclass(frozen=True)
 class Taste:
-    """What a shopper has: distinct rows, how much each weighs, and their weighted mean as a unit vector (D,)."""
+    """What a shopper has: distinct rows, how much each weighs, and their weighted mean, a unit vector float32 (D,)."""
 
     own: np.ndarray
     mass: np.ndarray
@@ -61,7 +61,8 @@ class Taste:
             return None
         own, mass = _mass(history, ages_days)
         vector = mass @ vectors(own)
-        return cls(own, mass, vector / max(float(np.linalg.norm(vector)), 1e-9))
+        vector /= max(float(np.linalg.norm(vector)), 1e-9)
+        return cls(own, mass, vector.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,13 @@ def recommend(
     taste: Taste | None,
     near: np.ndarray,
     behavior: BehaviorIndex,
-    vectors: Vectors,
+    cosine: Callable[[np.ndarray], np.ndarray],
     allowed: np.ndarray | None,
     learned: Learned | None = None,
 ) -> tuple[np.ndarray, Parts]:
     """(rows, parts) for a shopper of this taste, given the rows `near` its vector; popular items for a stranger.
 
-    taste is None of who touched no item; a model may know what they searched for.
+    taste is None of who touched no item; a model may know what they searched for. cosine: of rows to the taste.
     """
     popular = top_k(np.where(True if allowed is None else allowed, behavior.popularity, -1), _POPULAR_CANDIDATES)
     lists = [popular]
@@ -100,7 +101,7 @@ def recommend(
         parts["repeat"] = REPEAT * relative(again(taste, behavior, rows))
         parts["together"] = TOGETHER * relative(together[rows])
         # what they have is nearest to itself: `repeat` alone says whether it is wanted again
-        parts["content"] = CONTENT * np.clip(vectors(rows) @ taste.vector, 0, 1) * ~np.isin(rows, own)
+        parts["content"] = CONTENT * np.clip(cosine(rows).astype(np.float64), 0, 1) * ~np.isin(rows, own)
     if learned is not None:
         parts["learned"] = learned.weight * span(learned.scores[rows].astype(np.float64))
     return rows, parts

@@ -35,7 +35,11 @@ def _recommend(shards, history, ages=None, allowed=None):
     ages = np.zeros(len(history)) if ages is None else np.array(ages, float)
     taste = scoring.Taste.of(np.array(history, np.int64), ages, shards.vectors)
     near = [] if taste is None else shards.nearest(taste.vector.astype(np.float32), scoring.NEAREST, allowed)
-    return scoring.recommend(taste, np.array(near, np.int64), shards.behavior, shards.vectors, allowed)
+    return scoring.recommend(taste, np.array(near, np.int64), shards.behavior, _cosine(shards, taste), allowed)
+
+
+def _cosine(shards, taste):
+    return lambda rows: shards.vectors(rows) @ taste.vector
 
 
 def _similar(shards, row, allowed=None):
@@ -92,13 +96,9 @@ def test_older_events_weigh_half_every_eighty_days_from_the_latest(shards):
 
 def test_a_trained_model_adds_its_candidates_and_its_part(shards):
     expected = scoring.Learned(np.array([0.1, 0.9, 0.5, -0.1], np.float32), 2.0)
+    taste = scoring.Taste.of(np.array([0]), np.zeros(1), shards.vectors)
     rows, parts = scoring.recommend(
-        scoring.Taste.of(np.array([0]), np.zeros(1), shards.vectors),
-        np.empty(0, np.int64),
-        shards.behavior,
-        shards.vectors,
-        None,
-        expected,
+        taste, np.empty(0, np.int64), shards.behavior, _cosine(shards, taste), None, expected
     )
     assert rows.tolist() == [0, 1, 2, 3]
     assert parts["learned"] == pytest.approx([2 * 0.2, 2, 2 * 0.6, 0])
@@ -107,7 +107,7 @@ def test_a_trained_model_adds_its_candidates_and_its_part(shards):
 def test_a_shopper_who_only_searched_gets_what_the_model_expects(shards):
     expected = scoring.Learned(np.array([0.0, 1.0, 0.5, 0.0], np.float32), 1.0)
     nothing = np.empty(0, np.int64)
-    rows, parts = scoring.recommend(None, nothing, shards.behavior, shards.vectors, None, expected)
+    rows, parts = scoring.recommend(None, nothing, shards.behavior, _cosine(shards, None), None, expected)
     assert rows.tolist() == [0, 1, 2, 3]
     assert set(parts) == {"popular", "learned"}
     assert parts["learned"].tolist() == [0, 1, 0.5, 0]
