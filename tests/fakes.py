@@ -264,8 +264,12 @@ def publish_model(
     weight: float = 5.0,
     without_had: bool = True,
     learned_until_us: int | None = None,
+    signals: dict[str, float] | None = None,
 ) -> str:
-    """A fusion model with random weights over the fake encoder's vectors, published like the training job's."""
+    """A fusion model with random weights over the fake encoder's vectors, published like the training job's.
+
+    signals: what searches weigh.
+    """
     import torch
 
     from rayrec.config import RecommenderConfig
@@ -286,7 +290,7 @@ def publish_model(
         return staged.publish(
             {
                 "encoder": {"space": space},
-                "fusion": FusionWeights().model_dump(),
+                "fusion": FusionWeights(signals=signals or {}).model_dump(),
                 "recommender": {"weight": weight, "without_had": without_had, "learned_until_us": learned_until_us},
             }
         )

@@ -7,7 +7,7 @@ import pytest
 from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from tests.conftest import SHOPPERS
 from tests.service import Service
@@ -116,6 +116,18 @@ def test_for_you_differs_by_household_and_says_why(page: Chrome, service: Servic
     assert set(SHOPPERS) <= set(options)
     one(page, "explain-toggle").click()
     WebDriverWait(page, 10).until(lambda _: all_of(page, "reason"))
+
+
+def test_who_was_picked_searches_too(page: Chrome, service: Service):
+    page.get(f"{service.url}/?view=for-you")
+    WebDriverWait(page, 10).until(lambda _: all_of(page, "shopper-select"))
+    Select(one(page, "shopper-select")).select_by_value(SHOPPERS[0])
+    WebDriverWait(page, 10).until(lambda _: f"user={SHOPPERS[0]}" in page.current_url)
+    one(page, "search-input").send_keys("milk", Keys.ENTER)
+    WebDriverWait(page, 10).until(lambda _: f"Results for “milk” for shopper {SHOPPERS[0]}" in page.page_source)
+    told = service.ask("POST", "/v1/search", {"query": "milk", "user_id": SHOPPERS[0], "page_size": 24}).json
+    assert ids(page) == [hit["item_id"] for hit in told["hits"]]
+    assert f"user={SHOPPERS[0]}" in page.current_url
 
 
 def test_everything_can_be_done_by_keyboard_alone(page: Chrome):

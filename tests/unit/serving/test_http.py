@@ -267,3 +267,18 @@ def test_metrics_count_by_route_and_name_nobody(app):
     assert "pizza" not in text
     assert "i0003" not in text
     assert "nothing-like-it" not in text
+
+
+def test_a_search_tells_who_asks(app, monkeypatch):
+    asked = []
+    backend = app.gateway.backend
+    search = backend.search
+
+    async def told(version, request, encoded):
+        asked.append(request.user_id)
+        return await search(version, request, encoded)
+
+    monkeypatch.setattr(backend, "search", told)
+    for body in ({"query": "pizza", "user_id": "u01"}, {"query": "pizza"}):
+        assert app.call("POST", "/v1/search", body).status == 200
+    assert asked == ["u01", None]

@@ -261,3 +261,23 @@ def test_a_model_of_another_space_cannot_be_promoted(ws):
     ws.write_bytes(json.dumps(manifest).encode(), "models", model, "manifest.json")
     with pytest.raises(IncompatibleArtifact, match="elsewhere"):
         ws.promote(model=model)
+
+
+@pytest.mark.parametrize("shopper", ["u01", "stranger", None])
+def test_searches_that_weigh_signals_and_shoppers_are_equal_in_both(ws, shopper):
+    signals = {"popularity": 0.3, "price": -0.2, "repeat": 0.4, "taste": 0.3, "learned": 0.5}
+    plain = ws.current().index
+    before = FusedBackend(ServeConfig(workspace=ws.uri), Telemetry())
+    asked = SearchRequest("acme usb cable", explain=True, user_id=shopper)
+    unweighed = _ask(before, ws, lambda g: g.search(asked))
+    ws.promote(index=plain, model=publish_model(ws, make_catalog(), signals=signals))
+    fused = FusedBackend(ServeConfig(workspace=ws.uri), Telemetry())
+    split, _ = _split(ws)
+
+    answers = [_ask(backend, ws, lambda g: g.search(asked)) for backend in (fused, split)]
+
+    assert answers[0] == answers[1]
+    assert answers[0]["coverage"]["rerank"] == "ok"
+    assert answers[0]["coverage"]["behavior"] == ("ok" if shopper == "u01" else "skipped")
+    assert [hit["item_id"] for hit in answers[0]["hits"]] != [hit["item_id"] for hit in unweighed["hits"]]
+    assert answers[0]["total"] == unweighed["total"]
