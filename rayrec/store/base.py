@@ -1,0 +1,79 @@
+"""What a store promises, and which one a URL names.
+
+>>> store = open_store("sqlite:///shop/store/live.db")                       # doctest: +SKIP
+>>> store.append([{"event_id": "e1", "type": "click", "ts_us": 1, "user_id": "ann", "item_id": "a"}])  # doctest: +SKIP
+[1]
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from rayrec.errors import SchemaError
+
+Event = dict[str, Any]
+"""The columns of EVENTS that are known; event_id, type and ts_us always are."""
+HISTORY = 1_000
+"""newest events of a shopper that are read; as many as an index keeps"""
+
+
+class EventStore(Protocol):
+    """A log of events, each in it once, numbered from 1 in the order in which they were taken.
+
+    Safe to use from several threads, and from several processes at a time. What cannot be reached raises Unavailable.
+    """
+
+    def append(self, events: Sequence[Event]) -> list[int | None]:
+        """Offsets of the events, None of one whose event_id is known already.
+
+        When it returns, all of them survive the loss of power, and every reader sees them, in `history` too.
+        """
+        ...
+
+    def history(self, user_id: str | None, session_id: str | None, limit: int = HISTORY) -> list[Event]:
+        """The newest events of a shopper and of a session that is nobody's yet, by ts_us, oldest first.
+
+        Of a session that was identified alone: its user's.
+        """
+        ...
+
+    def identify(self, session_id: str, user_id: str) -> int:
+        """From now on, and back to its beginning, the session is the user's; how many events moved. Durable."""
+        ...
+
+    def read(self, after: int, limit: int) -> list[tuple[int, Event]]:
+        """Events of offsets above `after`, in their order; a session's user is filled in where known by now."""
+        ...
+
+    def end(self) -> int:
+        """The highest offset; 0 of an empty log."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_store(url: str) -> EventStore:
+    """sqlite:///path (absolute with four slashes), redis:// or rediss:// (TLS), with a password if it has one.
+
+    Raises SchemaError for a URL that names no store, or a Redis that may lose what it acknowledged; Unavailable for one
+    that does not answer.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "sqlite" and not parts.netloc and len(parts.path) > 1:
+        from rayrec.store.sqlite import SqliteStore
+
+        return SqliteStore(parts.path[1:])
+    if parts.scheme in ("redis", "rediss"):
+        try:
+            from rayrec.store.redis import RedisStore
+        except ImportError as error:
+            raise SchemaError('store: Redis needs its client; pip install "rayrec[redis]"') from error
+        return RedisStore(url)
+    raise SchemaError("store: expected sqlite:///path, redis://host:port/number or rediss://..., got another URL")
+
+
+def shopper(user_id: str | None, session_id: str | None) -> str | None:
+    """Whose an event is: the user's, or a session's while nobody said whose that is."""
+    if user_id is not None:
+        return f"u:{user_id}"
+    return None if session_id is None else f"s:{session_id}"

@@ -1,0 +1,140 @@
+"""The store in Redis, for many hosts. Its append-only file must be on and flushed at every write, or it is refused.
+
+Keys, all in one hash slot: `events` a stream of id offset-0, `last` the highest offset, `ids` event_id -> offset,
+`of:SHOPPER` the newest events by time, `sessions` session_id -> user_id.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import orjson
+import redis
+
+from rayrec.errors import SchemaError, Unavailable
+from rayrec.store.base import HISTORY, Event, shopper
+from rayrec.store.sqlite import told
+
+T = TypeVar("T")
+_PREFIX = "{rayrec}:"
+_TIMEOUT_S = 5.0
+_DURABLE = {"appendonly": "yes", "appendfsync": "always"}
+_WHOSE = """
+local function whose(user, session)
+  if user ~= '' then return 'u:' .. user end
+  if session == '' then return '' end
+  local known = redis.call('HGET', KEYS[3], session)
+  if known then return 'u:' .. known end
+  return 's:' .. session
+end
+"""
+# a script is one step for every other client. ARGV: history, then event_id, user, session, ts_us, body of each event
+_APPEND = (
+    _WHOSE
+    + """
+local out = {}
+for i = 2, #ARGV, 5 do
+  if redis.call('HEXISTS', KEYS[2], ARGV[i]) == 1 then
+    out[#out + 1] = 0
+  else
+    local offset = redis.call('INCR', KEYS[5])
+    local shopper = whose(ARGV[i + 1], ARGV[i + 2])
+    redis.call('HSET', KEYS[2], ARGV[i], offset)
+    redis.call('XADD', KEYS[1], offset .. '-0', 's', shopper, 'b', ARGV[i + 4])
+    if shopper ~= '' then
+      local mine = KEYS[4] .. shopper
+      redis.call('ZADD', mine, ARGV[i + 3], string.format('%016d', offset) .. ARGV[i + 4])
+      redis.call('ZREMRANGEBYRANK', mine, 0, -tonumber(ARGV[1]) - 1)
+    end
+    out[#out + 1] = offset
+  end
+end
+return out
+"""
+)
+_IDENTIFY = """
+local mine, theirs = KEYS[4] .. 's:' .. ARGV[2], KEYS[4] .. 'u:' .. ARGV[3]
+redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])
+local moved = redis.call('ZCARD', mine)
+if moved > 0 then
+  redis.call('ZUNIONSTORE', theirs, 2, theirs, mine)
+  redis.call('ZREMRANGEBYRANK', theirs, 0, -tonumber(ARGV[1]) - 1)
+  redis.call('DEL', mine)
+end
+return moved
+"""
+_HISTORY = (
+    _WHOSE
+    + """
+local out, seen = {}, {}
+for _, shopper in ipairs({whose(ARGV[2], ''), whose('', ARGV[3])}) do
+  if shopper ~= '' and not seen[shopper] then
+    seen[shopper] = true
+    local found = redis.call('ZRANGE', KEYS[4] .. shopper, -tonumber(ARGV[1]), -1, 'WITHSCORES')
+    for _, value in ipairs(found) do out[#out + 1] = value end
+  end
+end
+return out
+"""
+)
+_OFFSET_DIGITS = 16
+
+
+class RedisStore:
+    """As EventStore says."""
+
+    def __init__(self, url: str):
+        client: Any = redis.Redis.from_url(
+            url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, health_check_interval=30
+        )
+        self._client = client
+        self._keys = [_PREFIX + name for name in ("events", "ids", "sessions", "of:", "last")]
+        for name, wanted in _DURABLE.items():
+            found = self._call(partial(client.config_get, name)).get(name)
+            if found != wanted:
+                raise SchemaError(
+                    f"store: this Redis has {name} {found}, and could lose what it acknowledged; "
+                    f"set '{name} {wanted}' in its configuration"
+                )
+        self._append, self._identify, self._history = (
+            client.register_script(text) for text in (_APPEND, _IDENTIFY, _HISTORY)
+        )
+
+    def append(self, events: Sequence[Event]) -> list[int | None]:
+        arguments: list[Any] = [HISTORY]
+        for event in events:
+            about = (event.get("user_id") or "", event.get("session_id") or "")
+            arguments += [event["event_id"], *about, event["ts_us"], orjson.dumps(event)]
+        return [offset or None for offset in self._call(lambda: self._append(keys=self._keys, args=arguments))]
+
+    def history(self, user_id: str | None, session_id: str | None, limit: int = HISTORY) -> list[Event]:
+        asked = [limit, user_id or "", session_id or ""]
+        found = self._call(lambda: self._history(keys=self._keys, args=asked))
+        rows = sorted((int(float(ts)), member) for member, ts in zip(found[::2], found[1::2], strict=True))
+        return [orjson.loads(member[_OFFSET_DIGITS:]) for _, member in rows[-limit:]]
+
+    def identify(self, session_id: str, user_id: str) -> int:
+        return self._call(lambda: self._identify(keys=self._keys, args=[HISTORY, session_id, user_id]))
+
+    def read(self, after: int, limit: int) -> list[tuple[int, Event]]:
+        entries = self._call(lambda: self._client.xrange(self._keys[0], min=f"{after + 1}-0", count=limit))
+        events = [(int(entry.split(b"-")[0]), orjson.loads(values[b"b"])) for entry, values in entries]
+        sessions = sorted({e["session_id"] for _, e in events if not e.get("user_id") and e.get("session_id")})
+        users = self._call(lambda: self._client.hmget(self._keys[2], sessions)) if sessions else []
+        user_of = {s: user.decode() for s, user in zip(sessions, users, strict=True) if user is not None}
+        return [(offset, told(e, shopper(user_of.get(e.get("session_id")), None))) for offset, e in events]
+
+    def end(self) -> int:
+        return int(self._call(lambda: self._client.get(self._keys[4])) or 0)
+
+    def close(self) -> None:
+        self._client.close()
+
+    @staticmethod
+    def _call(work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except redis.AuthenticationError as error:
+            raise SchemaError("store: Redis refuses the user or password of the URL") from error
+        except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError) as error:
+            raise Unavailable(f"the store does not answer ({type(error).__name__}); try again") from error
