@@ -111,8 +111,9 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
-def make_cursor(index: str, request: str, page: int, parts: str) -> str:
-    payload = json.dumps({"i": index, "r": request, "p": page, "c": parts}, separators=(",", ":"))
+def make_cursor(index: str, request: str, page: int, parts: str, state: int = 0) -> str:
+    """state: offset of the newest event of the shopper that the order minds."""
+    payload = json.dumps({"i": index, "r": request, "p": page, "c": parts, "s": state}, separators=(",", ":"))
     return base64.urlsafe_b64encode(payload.encode()).decode().rstrip("=")
 
 
@@ -123,6 +124,14 @@ def cursor_index(cursor: str) -> str | None:
     except _NOT_OURS:
         return None
     return index if isinstance(index, str) else None
+
+
+def cursor_state(cursor: str) -> int:
+    """The state that a cursor pins; 0 if it is not one of ours, which `read_cursor` says better."""
+    try:
+        return int(_payload(cursor)["s"])
+    except _NOT_OURS:
+        return 0
 
 
 _NOT_OURS = (ValueError, KeyError, TypeError, RecursionError)

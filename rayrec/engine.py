@@ -61,6 +61,7 @@ class Engine:
         log_offset: int = 0,
         model: str | None = None,
         trained: TrainedModel | None = None,
+        made_us: int | None = None,
         cached_vectors: int = CACHED_VECTORS,
         candidate_cache_mib: int = CANDIDATE_CACHE_MIB,
     ):
@@ -71,7 +72,7 @@ class Engine:
         self.encoder = encoder
         self.image_encoder = image_encoder
         self.versions = {"index": index, "model": model, "log_offset": log_offset}
-        self.scorer = Scorer(shards, weights=weights, versions=self.versions, model=trained)
+        self.scorer = Scorer(shards, weights=weights, versions=self.versions, model=trained, made_us=made_us)
         self._vectors: LRUCache = LRUCache(cached_vectors)
         self._candidates: LRUCache = LRUCache(
             candidate_cache_mib << 20, getsizeof=lambda found: 500 + _CANDIDATE_BYTES * len(found.candidates.rows)
@@ -128,6 +129,7 @@ class Engine:
             index=index,
             weights=weights or fusion_weights(ws, model),
             log_offset=manifest["log_offset"],
+            made_us=manifest["created_us"],
             model=model,
             trained=TrainedModel.load(ws, model, shards, manifest["encoder"]["space"]),
             **caches,

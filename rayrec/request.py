@@ -17,13 +17,26 @@ MAX_QUERY_CHARS = 1_000
 
 
 @dataclass(frozen=True)
+class Recent:
+    """What a shopper did with an item a moment ago, since the index was built.
+
+    type: of EVENT_TYPES; ts_us: UTC; offset: in the log of events, so that later pages mind what the first one did.
+    """
+
+    item_id: str
+    type: str
+    ts_us: int
+    offset: int = 0
+
+
+@dataclass(frozen=True)
 class SearchRequest:
     """Items for a query, a photo, or both together; all items, popular first, without either.
 
     filters: AND across fields, OR within one; facets: fields to count, each as if its own filter were open, so
     a count is the total of choosing that value. cursor: of the answer before, wins over page. mode: lexical and
-    dense order by words or vectors alone. user_id: who asks; their taste counts for the order, never for what is
-    found. Raises InvalidRequest.
+    dense order by words or vectors alone. user_id: who asks, recent: what they did just now; their taste counts for the
+    order, never for what is found. Raises InvalidRequest.
     """
 
     query: str = ""
@@ -37,6 +50,7 @@ class SearchRequest:
     explain: bool = False
     image: Photo | None = None
     user_id: str | None = None
+    recent: Sequence[Recent] = ()
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -81,9 +95,8 @@ class SimilarRequest:
 
 @dataclass(frozen=True)
 class RecommendRequest:
-    """Items for a shopper, from their history and `recent_item_ids` (oldest first); else what is popular.
-
-    Recent items that the catalog does not know are passed over.
+    """Items for a shopper, from their history, what they did just now (`recent`), and `recent_item_ids`, viewed after
+    that (both oldest first); else what is popular. Recent items that the catalog does not know are passed over.
     """
 
     user_id: str | None = None
@@ -91,6 +104,7 @@ class RecommendRequest:
     k: int = 24
     filters: Mapping[str, Any] | None = None
     explain: bool = False
+    recent: Sequence[Recent] = ()
 
     def __post_init__(self) -> None:
         _check_count("k", self.k)

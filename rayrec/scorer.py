@@ -8,24 +8,25 @@ engine in this process, or retriever replicas elsewhere) stands between, so the 
 import logging
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from rayrec.answer import Answer, Coverage, Encoded, Hit, fingerprint, make_cursor, read_cursor
+from rayrec.answer import Answer, Coverage, Encoded, Hit, cursor_state, fingerprint, make_cursor, read_cursor
 from rayrec.config import FusionWeights
 from rayrec.data.histories import DAY_US, Histories
 from rayrec.errors import NotFound
 from rayrec.models.bundle import BundledModel
 from rayrec.ranking import policy, scoring, signals
 from rayrec.ranking.explain import reasons
-from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
+from rayrec.request import Recent, RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.retrieval import hybrid
 from rayrec.retrieval.base import Candidates, Found, Probe, top_k
 from rayrec.retrieval.completions import Completion, Completions
 from rayrec.retrieval.shards import Shards
+from rayrec.schema import EVENT_TYPES
 from rayrec.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -116,8 +117,11 @@ class Scorer:
         weights: FusionWeights,
         versions: Mapping[str, Any],
         model: TrainedModel | None = None,
+        made_us: int | None = None,
     ):
+        """made_us: when the index was built; None: when the newest event that it knows was."""
         self._shards = shards
+        self._made_us = shards.behavior.now_us if made_us is None else made_us
         self._model = model
         self.columns = shards.columns
         self.behavior = shards.behavior
@@ -179,13 +183,13 @@ class Scorer:
             return scored, coverage
         coverage = replace(coverage, rerank="ok")
         weights = {name: w for name, w in self.weights.signals.items() if w and name in signals.OF_SHOPPER}
-        events = self.behavior.history(request.user_id or "")
+        events, now_us = self._history(request.user_id, request.recent)
         if not weights or not len(events.rows) or request.sort != "relevance":
             return scored, coverage
         best = top_k(scoring.total(scored.parts), PERSONAL)
         rows = scored.candidates.rows
         try:
-            told = self.shopper_signals(events, self.behavior.now_us, rows[best], weights)
+            told = self.shopper_signals(events, now_us, rows[best], weights)
             found = signals.weigh(told, weights)
         except Exception as error:  # a model's runtime may throw anything; the query's own order still answers
             log.exception("a shopper's taste could not be weighed")
@@ -223,6 +227,10 @@ class Scorer:
         candidates = scored.candidates
         rows = candidates.rows
         places = np.arange(len(rows)) if mask is None else np.flatnonzero(mask[rows])
+        if request.cursor is not None:
+            pinned = cursor_state(request.cursor)
+            request = replace(request, recent=[one for one in request.recent if one.offset <= pinned])
+        state = max((one.offset for one in request.recent), default=0)
         scored, coverage = self._for_shopper(request, scored, coverage)
         by = f"{coverage.ordered_by} {self.versions['model'] or ''}"
         page = request.page if request.cursor is None else read_cursor(request.cursor, index, asked, by)
@@ -251,7 +259,7 @@ class Scorer:
             page=page,
             coverage=coverage,
             facets={name: self._facet(name, request.filters, candidates, inside) for name in request.facets},
-            cursor=make_cursor(index, asked, page + 1, by) if wanted < len(places) else None,
+            cursor=make_cursor(index, asked, page + 1, by, state) if wanted < len(places) else None,
         )
 
     def _facet(self, name: str, filters: Mapping[str, Any] | None, candidates: Candidates, inside: np.ndarray) -> Any:
@@ -323,12 +331,12 @@ class Scorer:
     def plan_recommend(self, request: RecommendRequest, *, popular: bool = False) -> RecommendPlan:
         """popular: plan as for a stranger. Raises InvalidRequest."""
         if popular:
-            request = replace(request, user_id=None, recent_item_ids=())
-        recent = [self.columns.row_of[i] for i in request.recent_item_ids if i in self.columns.row_of]
-        events = self.behavior.history(request.user_id or "")
-        events = events.and_then(np.array(recent, np.int64), "view", self.behavior.now_us)
+            request = replace(request, user_id=None, recent_item_ids=(), recent=())
+        last_us = request.recent[-1].ts_us if request.recent else 0
+        viewed = [Recent(item_id, "view", last_us) for item_id in request.recent_item_ids]
+        events, now_us = self._history(request.user_id, [*request.recent, *viewed])
         items = events.rows >= 0
-        history, ages = events.rows[items], (self.behavior.now_us - events.ts_us[items]) / DAY_US
+        history, ages = events.rows[items], (now_us - events.ts_us[items]) / DAY_US
         allowed = policy.eligible(self.columns, self.columns.mask(request.filters))
         if self._model is not None and self._model.without_had and len(history):
             allowed = np.ones(self.columns.n, bool) if allowed is None else allowed.copy()
@@ -339,6 +347,24 @@ class Scorer:
         if self._model is not None and len(events.rows):
             learned = self._model.expects(events, self.behavior.asked)
         return RecommendPlan(history, taste, allowed, near, learned)
+
+    def _history(self, user_id: str | None, recent: Sequence[Recent]) -> tuple[Histories, int]:
+        """(a shopper's events, those that the index knows and then recent ones, the time from which ages count).
+
+        Time stands still between the newest event of an index and its building, so that of an index built late what it
+        knows is not old at once. Of recent events those that the index may know already are passed over.
+        """
+        events, newest_us = self.behavior.history(user_id or ""), self.behavior.now_us
+        known = [
+            (self.columns.row_of[one.item_id], EVENT_TYPES.index(one.type), max(0, one.ts_us - self._made_us))
+            for one in recent
+            if one.item_id in self.columns.row_of and (not one.ts_us or one.ts_us > newest_us)
+        ]
+        if not known:
+            return events, newest_us
+        rows, kinds, since = np.array(known, np.int64).T
+        ts_us = newest_us + np.maximum.accumulate(since)
+        return events.and_then(rows, kinds.astype(np.int8), ts_us), int(ts_us[-1])
 
     def recommend(
         self, request: RecommendRequest, plan: RecommendPlan, near: np.ndarray, coverage: Coverage | None = None

@@ -125,15 +125,15 @@ class Histories:
             return replace(nobody, users=np.array([user_id], object), start=np.zeros(2, np.int64))
         return self.take(np.array([at]))
 
-    def and_then(self, rows: np.ndarray, kind: str, ts_us: int) -> "Histories":
-        """Of a single history: with items after it."""
+    def and_then(self, rows: np.ndarray, kinds: np.ndarray, ts_us: np.ndarray) -> "Histories":
+        """Of a single history: with events on items after it, oldest first. rows, ts_us int64, kinds int8 (n,)."""
         n = len(rows)
         return Histories(
             self.users,
             self.start + np.array([0, n]),
             np.concatenate([self.rows, rows]),
-            np.concatenate([self.kinds, np.full(n, EVENT_TYPES.index(kind), np.int8)]),
-            np.concatenate([self.ts_us, np.full(n, ts_us)]),
+            np.concatenate([self.kinds, kinds]),
+            np.concatenate([self.ts_us, ts_us]),
             np.concatenate([self.baskets, np.full(n, -1)]),
             np.concatenate([self.queries, np.full(n, -1)]),
             self.texts,

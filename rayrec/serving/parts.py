@@ -162,7 +162,13 @@ class ScorerPart:
         versions = {"index": pair.index, "model": pair.model, "log_offset": manifest["log_offset"]}
         shards = Shards.load(directory, self._shards, mapped=True)
         trained = TrainedModel.load(ws, pair.model, shards, manifest["encoder"]["space"])
-        return Scorer(shards, weights=fusion_weights(ws, pair.model), versions=versions, model=trained)
+        return Scorer(
+            shards,
+            weights=fusion_weights(ws, pair.model),
+            versions=versions,
+            model=trained,
+            made_us=manifest["created_us"],
+        )
 
     def scorer(self, pair: Pair) -> Scorer:
         """Raises VersionNotLoaded."""

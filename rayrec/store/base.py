@@ -13,6 +13,8 @@ from rayrec.errors import SchemaError
 
 Event = dict[str, Any]
 """The columns of EVENTS that are known; event_id, type and ts_us always are."""
+Numbered = tuple[int, Event]
+"""an event and its offset"""
 HISTORY = 1_000
 """newest events of a shopper that are read; as many as an index keeps"""
 
@@ -30,7 +32,7 @@ class EventStore(Protocol):
         """
         ...
 
-    def history(self, user_id: str | None, session_id: str | None, limit: int = HISTORY) -> list[Event]:
+    def history(self, user_id: str | None, session_id: str | None, limit: int = HISTORY) -> list[Numbered]:
         """The newest events of a shopper and of a session that is nobody's yet, by ts_us, oldest first.
 
         Of a session that was identified alone: its user's.
@@ -41,7 +43,7 @@ class EventStore(Protocol):
         """From now on, and back to its beginning, the session is the user's; how many events moved. Durable."""
         ...
 
-    def read(self, after: int, limit: int) -> list[tuple[int, Event]]:
+    def read(self, after: int, limit: int) -> list[Numbered]:
         """Events of offsets above `after`, in their order; a session's user is filled in where known by now."""
         ...
 

@@ -12,7 +12,7 @@ import orjson
 import redis
 
 from rayrec.errors import SchemaError, Unavailable
-from rayrec.store.base import HISTORY, Event, shopper
+from rayrec.store.base import HISTORY, Event, Numbered, shopper
 from rayrec.store.sqlite import told
 
 T = TypeVar("T")
@@ -107,16 +107,16 @@ class RedisStore:
             arguments += [event["event_id"], *about, event["ts_us"], orjson.dumps(event)]
         return [offset or None for offset in self._call(lambda: self._append(keys=self._keys, args=arguments))]
 
-    def history(self, user_id: str | None, session_id: str | None, limit: int = HISTORY) -> list[Event]:
+    def history(self, user_id: str | None, session_id: str | None, limit: int = HISTORY) -> list[Numbered]:
         asked = [limit, user_id or "", session_id or ""]
         found = self._call(lambda: self._history(keys=self._keys, args=asked))
         rows = sorted((int(float(ts)), member) for member, ts in zip(found[::2], found[1::2], strict=True))
-        return [orjson.loads(member[_OFFSET_DIGITS:]) for _, member in rows[-limit:]]
+        return [(int(m[:_OFFSET_DIGITS]), orjson.loads(m[_OFFSET_DIGITS:])) for _, m in rows[-limit:]]
 
     def identify(self, session_id: str, user_id: str) -> int:
         return self._call(lambda: self._identify(keys=self._keys, args=[HISTORY, session_id, user_id]))
 
-    def read(self, after: int, limit: int) -> list[tuple[int, Event]]:
+    def read(self, after: int, limit: int) -> list[Numbered]:
         entries = self._call(lambda: self._client.xrange(self._keys[0], min=f"{after + 1}-0", count=limit))
         events = [(int(entry.split(b"-")[0]), orjson.loads(values[b"b"])) for entry, values in entries]
         sessions = sorted({e["session_id"] for _, e in events if not e.get("user_id") and e.get("session_id")})

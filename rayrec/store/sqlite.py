@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 
 from rayrec.errors import SchemaError, Unavailable
-from rayrec.store.base import HISTORY, Event, shopper
+from rayrec.store.base import HISTORY, Event, Numbered, shopper
 
 _WAIT_S = 10.0  # for another process's commit
 _TABLES = """
@@ -54,7 +54,7 @@ class SqliteStore:
                 offsets.append(done.lastrowid)
         return offsets
 
-    def history(self, user_id: str | None, session_id: str | None, limit: int = HISTORY) -> list[Event]:
+    def history(self, user_id: str | None, session_id: str | None, limit: int = HISTORY) -> list[Numbered]:
         with self._reading() as db:
             asked = (self._whose(db, user_id, None), self._whose(db, None, session_id))
             rows = [
@@ -65,7 +65,7 @@ class SqliteStore:
                     (one, limit),
                 )
             ]
-        return [orjson.loads(body) for _, _, body in sorted(rows)[-limit:]]
+        return [(offset, orjson.loads(body)) for _, offset, body in sorted(rows)[-limit:]]
 
     def identify(self, session_id: str, user_id: str) -> int:
         with self._writing() as db:
@@ -79,7 +79,7 @@ class SqliteStore:
             )
             return moved.rowcount
 
-    def read(self, after: int, limit: int) -> list[tuple[int, Event]]:
+    def read(self, after: int, limit: int) -> list[Numbered]:
         with self._reading() as db:
             rows = db.execute(
                 "SELECT offset, shopper, body FROM events WHERE offset > ? ORDER BY offset LIMIT ?", (after, limit)

@@ -66,7 +66,18 @@ def test_redis_flushes_its_file_before_it_acknowledges(tmp_path: Path) -> None:
         store = open_store(server.url)
         store.append([{"event_id": "before", "type": "click", "ts_us": 0, "user_id": "ann"}])
         assert server.pid
-        command = [strace, "-s", "600", "-f", "-p", str(server.pid), "-o", str(out), "-e", "trace=write,writev,fdatasync,fsync"]
+        command = [
+            strace,
+            "-s",
+            "600",
+            "-f",
+            "-p",
+            str(server.pid),
+            "-o",
+            str(out),
+            "-e",
+            "trace=write,writev,fdatasync,fsync",
+        ]
         with subprocess.Popen(command, stderr=subprocess.PIPE) as tracer:
             assert tracer.stderr is not None
             assert b"attached" in tracer.stderr.readline()

@@ -36,8 +36,8 @@ def event(
     return {"event_id": name, "type": "click", "ts_us": ts_us, "item_id": f"item of {name}", **about, **more}
 
 
-def names(events: list[dict[str, Any]]) -> list[str]:
-    return [one["event_id"] for one in events]
+def names(events: list[tuple[int, dict[str, Any]]]) -> list[str]:
+    return [one["event_id"] for _, one in events]
 
 
 def test_an_empty_store(store: EventStore) -> None:
@@ -65,7 +65,7 @@ def test_an_event_is_taken_once(store: EventStore) -> None:
     assert store.append([event("e2"), event("e3")]) == [None, 3]
 
     assert names(store.history("ann", None)) == ["e1", "e2", "e3"]
-    assert store.history("ann", None)[0]["ts_us"] == 1
+    assert store.history("ann", None)[0][1]["ts_us"] == 1
 
 
 def test_a_history_is_in_order_of_time_whatever_the_order_of_arrival(store: EventStore) -> None:
@@ -74,6 +74,7 @@ def test_a_history_is_in_order_of_time_whatever_the_order_of_arrival(store: Even
 
     assert names(store.history("ann", None)) == ["early", "as early", "between", "late"]
     assert names(store.history("ann", None, 2)) == ["between", "late"]
+    assert [offset for offset, _ in store.history("ann", None)] == [2, 5, 3, 1]
     assert names(store.history("bob", None)) == ["other"]
 
 
@@ -81,7 +82,7 @@ def test_times_are_kept_to_the_microsecond(store: EventStore) -> None:
     now = 1_795_000_000_123_456
     store.append([event("b", now + 1), event("a", now)])
 
-    assert [one["ts_us"] for one in store.history("ann", None)] == [now, now + 1]
+    assert [one["ts_us"] for _, one in store.history("ann", None)] == [now, now + 1]
 
 
 def test_a_long_history_keeps_its_newest(store: EventStore) -> None:
