@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import ray
 from fastapi import FastAPI
 from ray import serve
 
@@ -31,12 +32,14 @@ from rayrec.serving.backends import (
     retried,
 )
 from rayrec.serving.batching import Batcher, by_key
+from rayrec.serving.events import Events, store_url
 from rayrec.serving.gateway import Gateway
 from rayrec.serving.http import create_app
 from rayrec.serving.loopback import confine_replica
 from rayrec.serving.parts import QueryEncoder, Retriever, ScorerPart
 from rayrec.serving.telemetry import MetricsHub, Telemetry
 from rayrec.serving.versions import Pair
+from rayrec.store import open_store
 from rayrec.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -140,9 +143,13 @@ class GatewayReplica(Reporting):
             backend = FusedBackend(config, self.telemetry)
         else:
             backend = SplitBackend(config, self.telemetry, encoder, scorer)
-        self._keys = Keys(Workspace.open(config.workspace, create=False))
+        ws = Workspace.open(config.workspace, create=False)
+        self._keys = Keys(ws)
         self._refresher = asyncio.get_running_loop().create_task(self._refresh_keys(config.poll_s))
-        self._gateway = Gateway(config, backend, self.telemetry, self.replica)
+        nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+        url = store_url(config, ws, nodes)
+        events = None if url is None else Events(config, open_store(url), self.telemetry)
+        self._gateway = Gateway(config, backend, self.telemetry, self.replica, events)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._gateway, self._keys, self._metrics)

@@ -13,6 +13,7 @@ from rayrec.config import ServeConfig
 from rayrec.errors import Overloaded, TooLarge, Unavailable
 
 _WITH_IMAGE = "/v1/search"
+_WITH_EVENTS = "/v1/events"
 _LARGE_MIB = 64  # of large bodies at a time in a replica, which parsing and decoding make three times as much
 _UPLOAD_S = 30.0
 _IMAGE = re.compile(rb'"image"\s*:\s*"')
@@ -21,20 +22,22 @@ _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)', re.DOTALL)
 
 
 class Bodies:
-    """Reads bodies. Those of a search may hold a picture beyond what others may."""
+    """Reads bodies. Those of a search may hold a picture beyond what others may, those of events many of them."""
 
     def __init__(self, config: ServeConfig):
         self._limit = config.max_body_bytes
+        self._events = max(config.max_events_bytes, config.max_body_bytes)
         self._depth = config.max_depth
         self._image = 4 * -(-config.max_image_bytes // 3)  # in base64
-        self._room = max(_LARGE_MIB << 20, self._limit + self._image)
+        self._room = max(_LARGE_MIB << 20, self._limit + self._image, self._events)
 
     async def read(self, receive: Receive, headers: Headers, path: str, held: contextlib.ExitStack) -> bytes:
         """The whole body. held: gives back the memory that it takes, when the request is done.
 
         Raises TooLarge; Overloaded or Unavailable if too many large ones are on their way, or one is too slow.
         """
-        limit = self._limit + (self._image if path == _WITH_IMAGE else 0)
+        own = self._events if path == _WITH_EVENTS else self._limit
+        limit = own + (self._image if path == _WITH_IMAGE else 0)
         told = headers.get("content-length", "0")
         size_told = int(told) if told.isdecimal() else 0
         if size_told > limit:
@@ -53,8 +56,8 @@ class Bodies:
                 until = time.monotonic() + _UPLOAD_S
             more = message.get("more_body", False)
         body = b"".join(chunks)
-        rest = body if size <= self._limit else without_image(body)
-        if len(rest) > self._limit:
+        rest = body if size <= own else without_image(body)
+        if len(rest) > own:
             raise self._too_large(path)
         # brackets within strings count too: a body with so many of them has to be read more closely
         if rest.count(b"{") + rest.count(b"[") > self._depth and depth(rest) > self._depth:
@@ -63,12 +66,13 @@ class Bodies:
 
     def _too_large(self, path: str) -> TooLarge:
         beside = f", beside an image of up to {self._image} in base64" if path == _WITH_IMAGE else ""
-        return TooLarge(f"body: over {self._limit} bytes{beside}")
+        limit = self._events if path == _WITH_EVENTS else self._limit
+        return TooLarge(f"body: over {limit} bytes{beside}")
 
     @contextlib.contextmanager
     def _room_for(self, size: int) -> Iterator[None]:
         if size > self._room:
-            raise Overloaded("too many pictures are on their way; try again")
+            raise Overloaded("too many large bodies are on their way; try again")
         self._room -= size
         try:
             yield

@@ -22,8 +22,9 @@ from rayrec.config import ServeConfig
 from rayrec.engine import POPULAR
 from rayrec.errors import Overloaded, RayrecError, Unavailable, VersionNotLoaded
 from rayrec.photo import Photo, no_pictures
-from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
+from rayrec.request import Recent, RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.serving.backends import Backend
+from rayrec.serving.events import Events
 from rayrec.serving.photos import Decoder
 from rayrec.serving.telemetry import Telemetry
 from rayrec.serving.versions import Loaded
@@ -40,8 +41,17 @@ _BUSY_POPULAR = f"busy: {POPULAR}"
 class Gateway:
     """One replica's way from a request to an answer. Not thread-safe: it lives in one event loop."""
 
-    def __init__(self, config: ServeConfig, backend: Backend, telemetry: Telemetry, replica: str):
+    def __init__(
+        self,
+        config: ServeConfig,
+        backend: Backend,
+        telemetry: Telemetry,
+        replica: str,
+        events: Events | None = None,
+    ):
+        """events: None of a service without a store, which knows shoppers from the index alone."""
         self.config = config
+        self.events = events
         self.backend = backend
         self.telemetry = telemetry
         self.replica = replica
@@ -49,13 +59,15 @@ class Gateway:
         self._in_flight = 0
         self._vectors: LRUCache = LRUCache(config.cached_vectors)
 
-    async def search(self, request: SearchRequest) -> dict[str, Any]:
-        """Raises InvalidRequest, Overloaded, Unavailable."""
+    async def search(self, request: SearchRequest, session_id: str | None = None) -> dict[str, Any]:
+        """session_id: of who asks, as far as no user is known. Raises InvalidRequest, Overloaded, Unavailable."""
         started = time.perf_counter()
         with self._admitted() as load:
+            recent, lack = await self._recent(request.user_id, session_id)
+            request = replace(request, recent=recent)
             pinned = None if request.cursor is None else cursor_index(request.cursor)
             answer = await self._by_a_version(lambda version: self._search(version, request, load), pinned)
-        return self._finished("search", answer, started)
+        return self._finished("search", answer, started, lack)
 
     async def _search(self, version: Loaded[Any], request: SearchRequest, load: float) -> Answer:
         if (request.query or request.photo) and load >= _POPULAR_FROM:
@@ -87,16 +99,29 @@ class Gateway:
             answer = await self._by_a_version(lambda version: self.backend.similar(version, request))
         return self._finished("similar", answer, started)
 
-    async def recommend(self, request: RecommendRequest) -> dict[str, Any]:
-        """Raises InvalidRequest, Overloaded, Unavailable."""
+    async def recommend(self, request: RecommendRequest, session_id: str | None = None) -> dict[str, Any]:
+        """session_id: of who asks, as far as no user is known. Raises InvalidRequest, Overloaded, Unavailable."""
         started = time.perf_counter()
         with self._admitted() as load:
+            recent, lack = await self._recent(request.user_id, session_id)
+            request = replace(request, recent=recent)
             coverage = None
             if load >= _POPULAR_FROM:
                 coverage = Coverage(behavior="ok", degraded=True, why=_BUSY_POPULAR)
                 self.telemetry.degraded.labels("recommend", "popular").inc()
             answer = await self._by_a_version(lambda version: self.backend.recommend(version, request, coverage))
-        return self._finished("recommend", answer, started)
+        return self._finished("recommend", answer, started, lack)
+
+    async def _recent(self, user_id: str | None, session_id: str | None) -> tuple[tuple[Recent, ...], str | None]:
+        """(what a shopper did since the index was built, why that is not known)."""
+        if self.events is None or (user_id is None and session_id is None):
+            return (), None
+        try:
+            with self._stage("history"):
+                return await self.events.recent(user_id, session_id), None
+        except Unavailable:
+            self.telemetry.degraded.labels("all", "history").inc()
+            return (), "what the shopper did lately is not known: the store does not answer"
 
     async def item(self, item_id: str) -> dict[str, Any]:
         """Raises NotFound, Overloaded, Unavailable."""
@@ -198,7 +223,11 @@ class Gateway:
         yield
         self.telemetry.stage.labels(name).observe(time.perf_counter() - started)
 
-    def _finished(self, route: str, answer: Answer, started: float) -> dict[str, Any]:
+    def _finished(self, route: str, answer: Answer, started: float, lack: str | None = None) -> dict[str, Any]:
+        """lack: why the shopper's newest events are not in it."""
+        if lack is not None:
+            why = lack if answer.coverage.why is None else f"{answer.coverage.why}; {lack}"
+            answer = replace(answer, coverage=replace(answer.coverage, behavior="failed", degraded=True, why=why))
         values = answer.to_dict()
         for part in ("lexical", "dense", "image", "behavior"):
             self.telemetry.coverage.labels(route, part, values["coverage"][part]).inc()

@@ -21,10 +21,15 @@ from rayrec.errors import Forbidden, RayrecError
 from rayrec.request import MAX_PAGE_SIZE, RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.serving.auth import COOKIE, SESSION_S, Keys
 from rayrec.serving.edge import Edge, error_body, error_response, scopes_of
+from rayrec.serving.events import of_store
 from rayrec.serving.gateway import Gateway
 from rayrec.serving.models import (
     AnswerModel,
     ErrorModel,
+    EventsAnswer,
+    EventsBody,
+    IdentifyAnswer,
+    IdentifyBody,
     ItemAnswer,
     PageAnswer,
     RecommendBody,
@@ -78,6 +83,7 @@ def create_app(gateway: Gateway, keys: Keys, metrics: MetricsText) -> FastAPI:
     app.add_middleware(Edge, config=config, keys=keys, telemetry=gateway.telemetry)
     _add_errors(app)
     _add_answers(app, gateway)
+    _add_events(app, gateway)
     _add_operations(app, metrics)
     _add_docs(app)
     if config.page:
@@ -100,7 +106,7 @@ def _add_answers(app: FastAPI, gateway: Gateway) -> None:
     async def search(request: Request, body: SearchBody) -> Response:
         asked = body.model_dump(exclude={"session_id", "image"})
         image = None if body.image is None else await asyncio.to_thread(from_text, body.image)
-        return _json(request, await gateway.search(SearchRequest(**asked, image=image)))
+        return _json(request, await gateway.search(SearchRequest(**asked, image=image), body.session_id))
 
     @app.get("/v1/suggest", **answers(SuggestAnswer, "Completions while typing"))
     async def suggest(
@@ -126,7 +132,7 @@ def _add_answers(app: FastAPI, gateway: Gateway) -> None:
     @app.post("/v1/recommend", **answers(AnswerModel, "What a shopper may want next"))
     async def recommend(request: Request, body: RecommendBody) -> Response:
         asked = body.model_dump(exclude={"session_id"})
-        return _json(request, await gateway.recommend(RecommendRequest(**asked)))
+        return _json(request, await gateway.recommend(RecommendRequest(**asked), body.session_id))
 
     @app.get("/v1/page", **answers(PageAnswer, "What the web page shows"))
     async def page(request: Request) -> Response:
@@ -138,6 +144,29 @@ def _add_answers(app: FastAPI, gateway: Gateway) -> None:
             "photo_search": await gateway.sees_photos(),
         }
         return _json(request, shown)
+
+
+def _add_events(app: FastAPI, gateway: Gateway) -> None:
+    options: dict[str, Any] = {"dependencies": [needs("events")], "response_class": Response}
+
+    @app.post(
+        "/v1/events",
+        **options,
+        responses={**_ERRORS, 200: {"model": EventsAnswer}},
+        summary="What shoppers did: durable, and minded by the next answer, once acknowledged",
+    )
+    async def events(request: Request, body: EventsBody) -> Response:
+        return _json(request, await of_store(gateway.events, lambda store: store.take(body.events)))
+
+    @app.post(
+        "/v1/identify",
+        **options,
+        responses={**_ERRORS, 200: {"model": IdentifyAnswer}},
+        summary="A session turns out to be a user: its events become theirs",
+    )
+    async def identify(request: Request, body: IdentifyBody) -> Response:
+        told = await of_store(gateway.events, lambda store: store.identify(body.session_id, body.user_id))
+        return _json(request, told)
 
 
 def _add_operations(app: FastAPI, metrics: MetricsText) -> None:

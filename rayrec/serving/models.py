@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from rayrec.request import MAX_PAGE_SIZE, MAX_QUERY_CHARS
 
@@ -74,6 +74,79 @@ class RecommendBody(Strict):
     filters: Filters | None = None
     k: int = Field(24, ge=1, le=MAX_PAGE_SIZE)
     explain: bool = False
+
+
+class EventBody(Strict):
+    """What a shopper did. A view, click, cart or purchase names its item, a search its query."""
+
+    event_id: _ID | None = Field(None, description="sent again, it counts once; without one it always counts")
+    type: Literal["view", "click", "add_to_cart", "purchase", "search"]
+    ts_us: int | None = Field(
+        None, ge=0, lt=2**53, description="microseconds UTC; None: now. Late ones find their place"
+    )
+    user_id: _ID | None = None
+    session_id: _ID | None = Field(None, description="of a shopper not known yet; see /v1/identify")
+    item_id: _ID | None = None
+    query: str | None = Field(None, min_length=1, max_length=MAX_QUERY_CHARS)
+    price_cents: int | None = Field(None, ge=0, lt=2**53)
+    quantity: int | None = Field(None, ge=0, lt=2**31)
+    request_id: str | None = Field(
+        None, max_length=64, description="of the answer that this reacts to, or of a search's"
+    )
+    position: int | None = Field(None, ge=0, lt=2**31, description="the item's place in that answer, from 1")
+    shown: list[_ID] | None = Field(None, max_length=MAX_PAGE_SIZE, description="of a search: its items, in order")
+
+    @model_validator(mode="after")
+    def _names_its_subject(self) -> "EventBody":
+        subject = "query" if self.type == "search" else "item_id"
+        if getattr(self, subject) is None:
+            raise ValueError(f"{subject}: required of a {self.type}")
+        return self
+
+    @field_validator("*")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and text != text.encode("utf-8", "ignore").decode():
+                raise ValueError("not valid Unicode text")
+        return value
+
+
+class EventsBody(Strict):
+    events: list[Any] = Field(
+        max_length=10_000,
+        description="each an EventBody; the good are kept, each bad one is answered for itself",
+        json_schema_extra={"items": EventBody.model_json_schema()},
+        examples=[[{"event_id": "e1", "type": "click", "user_id": "900", "item_id": "32553"}]],
+    )
+
+
+class IdentifyBody(Strict):
+    session_id: _ID
+    user_id: _ID
+
+
+class Rejected(BaseModel):
+    index: int
+    code: str
+    message: str
+
+
+class EventsAnswer(BaseModel):
+    """offset: in the log, of the newest that was taken; null where none was."""
+
+    request_id: str
+    accepted: int
+    duplicates: int
+    rejected: list[Rejected]
+    offset: int | None
+
+
+class IdentifyAnswer(BaseModel):
+    """moved: events of the session that became the user's."""
+
+    request_id: str
+    moved: int
 
 
 class Item(BaseModel):

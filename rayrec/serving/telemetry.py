@@ -43,6 +43,7 @@ class Telemetry:
         self.degraded = Counter(
             "rayrec_degraded", "Answers that had to do without a part, and refusals.", ["route", "step"], registry=r
         )
+        self.events = Counter("rayrec_events", "Events sent, by what became of each.", ["state"], registry=r)
         self.in_flight = Gauge("rayrec_in_flight", "Requests being answered.", registry=r)
         self.version = Gauge(
             "rayrec_version_replicas", "Replicas that answer with a version.", ["part", "index", "model"], registry=r

@@ -15,12 +15,14 @@ from rayrec.errors import SchemaError, Unavailable
 from rayrec.store.base import HISTORY, Event, Numbered, shopper
 
 _WAIT_S = 10.0  # for another process's commit
+_CACHE_KIB = 64 << 10
+_LOG_PAGES = 8_000  # of 4 KiB: a page that many events touch is moved into the file once, not for each
 _TABLES = """
 CREATE TABLE IF NOT EXISTS events (
-  offset INTEGER PRIMARY KEY AUTOINCREMENT, event_id TEXT NOT NULL UNIQUE, shopper TEXT, ts_us INTEGER NOT NULL,
+  offset INTEGER PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, shopper TEXT, ts_us INTEGER NOT NULL,
   body BLOB NOT NULL
 );
-CREATE INDEX IF NOT EXISTS events_of_shopper ON events (shopper, ts_us, offset);
+CREATE INDEX IF NOT EXISTS events_of_shopper ON events (shopper, ts_us);
 CREATE TABLE IF NOT EXISTS sessions (session_id TEXT PRIMARY KEY, user_id TEXT NOT NULL) WITHOUT ROWID;
 """
 
@@ -39,20 +41,24 @@ class SqliteStore:
                 db.execute(statement)
 
     def append(self, events: Sequence[Event]) -> list[int | None]:
-        offsets: list[int | None] = []
         with self._writing() as db:
-            for event in events:
-                # asked first: an insert that is ignored would leave a gap in the offsets
-                if db.execute("SELECT 1 FROM events WHERE event_id = ?", (event["event_id"],)).fetchone():
-                    offsets.append(None)
-                    continue
-                whose = self._whose(db, event.get("user_id"), event.get("session_id"))
-                done = db.execute(
-                    "INSERT INTO events (event_id, shopper, ts_us, body) VALUES (?, ?, ?, ?)",
-                    (event["event_id"], whose, event["ts_us"], orjson.dumps(event)),
+            last = self._end(db)
+            rows = [
+                (
+                    event["event_id"],
+                    self._whose(db, event.get("user_id"), event.get("session_id")),
+                    event["ts_us"],
+                    orjson.dumps(event),
                 )
-                offsets.append(done.lastrowid)
-        return offsets
+                for event in events
+            ]
+            done = db.executemany(
+                "INSERT OR IGNORE INTO events (event_id, shopper, ts_us, body) VALUES (?, ?, ?, ?)", rows
+            )
+            if done.rowcount == len(events):
+                return list(range(last + 1, last + 1 + len(events)))
+            new = dict(db.execute("SELECT event_id, offset FROM events WHERE offset > ?", (last,)))
+        return [new.pop(event["event_id"], None) for event in events]
 
     def history(self, user_id: str | None, session_id: str | None, limit: int = HISTORY) -> list[Numbered]:
         with self._reading() as db:
@@ -88,7 +94,7 @@ class SqliteStore:
 
     def end(self) -> int:
         with self._reading() as db:
-            return db.execute("SELECT COALESCE(MAX(offset), 0) FROM events").fetchone()[0]
+            return self._end(db)
 
     def close(self) -> None:
         with self._lock:
@@ -96,6 +102,10 @@ class SqliteStore:
                 connection.close()
             self._open.clear()
         self._own = threading.local()
+
+    @staticmethod
+    def _end(db: sqlite3.Connection) -> int:
+        return db.execute("SELECT COALESCE(MAX(offset), 0) FROM events").fetchone()[0]
 
     @staticmethod
     def _whose(db: sqlite3.Connection, user_id: str | None, session_id: str | None) -> str | None:
@@ -114,6 +124,8 @@ class SqliteStore:
                 connection.close()
                 raise SchemaError(f"store: {self._path} is on a filesystem without a write-ahead log; use a local disk")
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
             with self._lock:
                 self._open.append(connection)
             self._own.connection = connection

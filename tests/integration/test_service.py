@@ -53,6 +53,36 @@ def test_pages_of_a_search_are_disjoint_over_replicas(service: Service):
     assert len(replicas) == 2
 
 
+def test_a_click_is_minded_by_every_replica_at_once_and_by_those_that_come_after_them(service: Service):
+    item = service.search("frozen pizza")["hits"][0]["item_id"]
+
+    def told_by_both(shopper: str) -> dict[str, list[str]]:
+        """replica -> what it recommends."""
+        found: dict[str, list[str]] = {}
+        while len(found) < 2:
+            answer = service.ask("POST", "/v1/recommend", {"user_id": shopper, "k": 10}).json
+            found[answer["versions"]["replica"]] = [hit["item_id"] for hit in answer["hits"]]
+        return found
+
+    stranger = told_by_both("nobody yet")
+    clicked = {"event_id": "click 1", "type": "click", "user_id": "nobody yet", "item_id": item}
+    answer = service.ask("POST", "/v1/events", {"events": [clicked, {"type": "click"}]}).json
+    assert (answer["accepted"], len(answer["rejected"])) == (1, 1)
+    minded = told_by_both("nobody yet")
+    assert minded.keys() == stranger.keys()
+    assert len({tuple(items) for items in minded.values()}) == 1
+    assert set(map(tuple, minded.values())) != set(map(tuple, stranger.values()))
+    assert service.ask("POST", "/v1/events", {"events": [clicked]}).json["duplicates"] == 1
+
+    for replica in service.replicas("Gateway"):
+        replica.kill()
+    until(lambda: service.ask("GET", "/readyz").status == 200 and len(service.replicas("Gateway")) == 2, 60)
+    until(lambda: service.metric("rayrec_version_replicas", part="gateway") == 2, 30)
+    after = told_by_both("nobody yet")
+    assert not after.keys() & minded.keys()
+    assert set(map(tuple, after.values())) == set(map(tuple, minded.values()))
+
+
 def test_headers_cannot_reach_around_the_api(service: Service):
     told = service.ask("POST", "/v1/search", {"query": "soup"}, {"x-request-timeout-seconds": "0.000001"})
     assert told.status == 200

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from rayrec import encoder_exports
 from rayrec.config import ServeConfig
 from rayrec.serving.auth import Keys
 from rayrec.serving.backends import FusedBackend
+from rayrec.serving.events import Events, store_url
 from rayrec.serving.gateway import Gateway
 from rayrec.serving.http import create_app
 from rayrec.serving.telemetry import Telemetry, exposition
+from rayrec.store import EventStore, open_store
 from rayrec.workspace import Workspace
 from tests.fakes import FakeEncoder, FakeImageEncoder, make_catalog, make_shoppers, publish_index
 
@@ -139,20 +141,29 @@ class App:
 
 
 @pytest.fixture
-def make_app(ws: Workspace) -> Callable[..., App]:
+def make_app(ws: Workspace) -> Iterator[Callable[..., App]]:
+    """Each app made is a replica of its own over one workspace, and so over one store."""
+    stores: list[EventStore] = []
+
     def make(backend: Any = None, of: Workspace = ws, **settings: Any) -> App:
         config = ServeConfig(workspace=of.uri, poll_s=0.05, **settings)
         telemetry = Telemetry()
         keys = Keys(of)
         secrets = {name: keys.create(name)[1] for name in ("read", "events", "admin")}
-        gateway = Gateway(config, backend or FusedBackend(config, telemetry), telemetry, "r1")
+        url = store_url(config, of, nodes=1)
+        assert url is not None
+        stores.append(open_store(url))
+        events = Events(config, stores[-1], telemetry)
+        gateway = Gateway(config, backend or FusedBackend(config, telemetry), telemetry, "r1", events)
 
         async def metrics() -> str:
             return exposition(telemetry.snapshot())
 
         return App(create_app(gateway, keys, metrics), gateway, keys, secrets)
 
-    return make
+    yield make
+    for store in stores:
+        store.close()
 
 
 @pytest.fixture

@@ -1,0 +1,132 @@
+"""Events on their way in: checked one by one, made durable together, and read back by the next answer."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from rayrec.config import ServeConfig
+from rayrec.errors import NotFound, Overloaded, SchemaError
+from rayrec.request import Recent
+from rayrec.schema import EVENT_TYPES
+from rayrec.serving.batching import Batcher
+from rayrec.serving.models import EventBody
+from rayrec.serving.telemetry import Telemetry
+from rayrec.store import Event, EventStore
+from rayrec.workspace import Workspace
+
+R = TypeVar("R")
+_TOGETHER = 64  # requests whose events are flushed to the disk at a time
+_ITEMS = tuple(kind for kind in EVENT_TYPES if kind != "search")
+
+
+class Events:
+    """One replica's way to the store. Lives in one event loop."""
+
+    def __init__(
+        self, config: ServeConfig, store: EventStore, telemetry: Telemetry, clock: Callable[[], float] = time.time
+    ):
+        self._config, self._store, self._telemetry, self._clock = config, store, telemetry, clock
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="rayrec-events")
+        self._reader = ThreadPoolExecutor(2, thread_name_prefix="rayrec-history")
+        self._commit = Batcher[list[Event], list[int | None]](self._append, self._writer, max_size=_TOGETHER)
+        self._waiting = 0
+
+    def _append(self, calls: list[list[Event]]) -> list[list[int | None] | Exception]:
+        self._telemetry.batch.labels("events").observe(len(calls))
+        offsets = self._store.append([event for events in calls for event in events])
+        cut = iter(offsets)
+        return [[next(cut) for _ in events] for events in calls]
+
+    async def take(self, bodies: Sequence[Any]) -> dict[str, Any]:
+        """Keep the good ones, say what is wrong with each other. Raises Overloaded, Unavailable."""
+        now_us = int(self._clock() * 1e6)
+        good: list[Event] = []
+        rejected: list[dict[str, Any]] = []
+        for index, body in enumerate(bodies):
+            try:
+                good.append(self._checked(body, now_us))
+            except ValidationError as error:
+                first = error.errors(include_url=False, include_input=False)[0]
+                where = ".".join(str(part) for part in first["loc"])
+                message = first["msg"].removeprefix("Value error, ")
+                rejected.append(_rejected(index, "invalid_event", f"{where}: {message}" if where else message))
+            except _Refused as error:
+                rejected.append(_rejected(index, *error.args))
+        if self._waiting + len(good) > self._config.max_pending_events:
+            self._telemetry.degraded.labels("events", "refused").inc()
+            raise Overloaded("more events than can be made durable in time; send them again")
+        self._waiting += len(good)
+        try:
+            offsets = await self._commit(good) if good else []
+        finally:
+            self._waiting -= len(good)
+        taken = [offset for offset in offsets if offset is not None]
+        for state, count in (("accepted", len(taken)), ("duplicate", len(offsets) - len(taken))):
+            self._telemetry.events.labels(state).inc(count)
+        self._telemetry.events.labels("rejected").inc(len(rejected))
+        return {
+            "accepted": len(taken),
+            "duplicates": len(offsets) - len(taken),
+            "rejected": rejected,
+            "offset": max(taken, default=None),
+        }
+
+    def _checked(self, body: Any, now_us: int) -> Event:
+        """Raises ValidationError, _Refused."""
+        event = EventBody.model_validate(body).model_dump(exclude_none=True)
+        event.setdefault("event_id", secrets.token_hex(16))
+        ts_us = event.setdefault("ts_us", now_us)
+        if ts_us > now_us + self._config.max_clock_skew_s * 1e6:
+            ahead = (ts_us - now_us) / 1e6
+            raise _Refused("in_the_future", f"ts_us: {ahead:.0f} s ahead of this service's clock; microseconds, UTC")
+        event["ts_us"] = min(ts_us, now_us)
+        return event
+
+    async def identify(self, session_id: str, user_id: str) -> dict[str, Any]:
+        """Raises Unavailable."""
+        loop = asyncio.get_running_loop()
+        return {"moved": await loop.run_in_executor(self._writer, self._store.identify, session_id, user_id)}
+
+    async def recent(self, user_id: str | None, session_id: str | None) -> tuple[Recent, ...]:
+        """What a shopper did with items, oldest first. Raises Unavailable."""
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._reader, self._store.history, user_id, session_id)
+        return tuple(
+            Recent(event["item_id"], event["type"], event["ts_us"], offset)
+            for offset, event in found
+            if event["type"] in _ITEMS
+        )
+
+
+def store_url(config: ServeConfig, ws: Workspace, nodes: int) -> str | None:
+    """Where a service on so many nodes keeps its events; None: nowhere.
+
+    Raises SchemaError for a file of one machine where several nodes would each write their own.
+    """
+    if config.store is None:
+        return f"sqlite:///{ws.path('store', 'live.db')}" if ws.is_local and nodes == 1 else None
+    if config.store.startswith("sqlite:") and nodes > 1:
+        raise SchemaError(f"store: SQLite is for one machine, this cluster has {nodes} nodes; use redis://")
+    return config.store
+
+
+class _Refused(Exception):
+    """code, message."""
+
+
+def _rejected(index: int, code: str, message: str) -> dict[str, Any]:
+    return {"index": index, "code": code, "message": message}
+
+
+async def of_store(events: Events | None, ask: Callable[[Events], Awaitable[R]]) -> R:
+    """What a store answers. Raises NotFound where the service has none."""
+    if events is None:
+        raise NotFound(
+            "this service keeps no events; name a store in its config: sqlite:///path on one machine, redis:// on many"
+        )
+    return await ask(events)
