@@ -118,9 +118,13 @@ class EmbedConfig(Config):
 
 
 class IndexConfig(Config):
-    """events: shopper behaviour; None takes the newest events version of the workspace, if there is one."""
+    """events: shopper behaviour; None takes the newest events version of the workspace, if there is one.
+
+    What the service took since then is added first. store: where it keeps that; None: the workspace's own file.
+    """
 
     events: SourceConfig | None = None
+    store: str | None = Field(None, description="sqlite:///path or redis://..., as in the service's config")
     encoder: EncoderConfig = EncoderConfig()
     images: ImagesConfig | None = None
     dense: Literal["auto", "flat", "hnsw", "ivfpq"] = "auto"

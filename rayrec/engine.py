@@ -62,6 +62,7 @@ class Engine:
         model: str | None = None,
         trained: TrainedModel | None = None,
         made_us: int | None = None,
+        events_offset: int = 0,
         cached_vectors: int = CACHED_VECTORS,
         candidate_cache_mib: int = CANDIDATE_CACHE_MIB,
     ):
@@ -72,7 +73,14 @@ class Engine:
         self.encoder = encoder
         self.image_encoder = image_encoder
         self.versions = {"index": index, "model": model, "log_offset": log_offset}
-        self.scorer = Scorer(shards, weights=weights, versions=self.versions, model=trained, made_us=made_us)
+        self.scorer = Scorer(
+            shards,
+            weights=weights,
+            versions=self.versions,
+            model=trained,
+            made_us=made_us,
+            events_offset=events_offset,
+        )
         self._vectors: LRUCache = LRUCache(cached_vectors)
         self._candidates: LRUCache = LRUCache(
             candidate_cache_mib << 20, getsizeof=lambda found: 500 + _CANDIDATE_BYTES * len(found.candidates.rows)
@@ -130,6 +138,7 @@ class Engine:
             weights=weights or fusion_weights(ws, model),
             log_offset=manifest["log_offset"],
             made_us=manifest["created_us"],
+            events_offset=manifest.get("events_offset", 0),
             model=model,
             trained=TrainedModel.load(ws, model, shards, manifest["encoder"]["space"]),
             **caches,

@@ -118,8 +118,13 @@ class Scorer:
         versions: Mapping[str, Any],
         model: TrainedModel | None = None,
         made_us: int | None = None,
+        events_offset: int = 0,
     ):
-        """made_us: when the index was built; None: when the newest event that it knows was."""
+        """made_us: when the index was built; None: when the newest event that it knows was.
+
+        events_offset: in the log of events, up to which it knows them.
+        """
+        self._events_offset = events_offset
         self._shards = shards
         self._made_us = shards.behavior.now_us if made_us is None else made_us
         self._model = model
@@ -352,13 +357,13 @@ class Scorer:
         """(a shopper's events, those that the index knows and then recent ones, the time from which ages count).
 
         Time stands still between the newest event of an index and its building, so that of an index built late what it
-        knows is not old at once. Of recent events those that the index may know already are passed over.
+        knows is not old at once. Of recent events those that the index knows already are passed over.
         """
         events, newest_us = self.behavior.history(user_id or ""), self.behavior.now_us
         known = [
             (self.columns.row_of[one.item_id], EVENT_TYPES.index(one.type), max(0, one.ts_us - self._made_us))
             for one in recent
-            if one.item_id in self.columns.row_of and (not one.ts_us or one.ts_us > newest_us)
+            if one.item_id in self.columns.row_of and not 0 < one.offset <= self._events_offset
         ]
         if not known:
             return events, newest_us

@@ -22,12 +22,11 @@ from rayrec.errors import NotFound, SchemaError
 from rayrec.evaluation.report import gate
 from rayrec.fitting.clicks import Impressions, choose
 from rayrec.pipelines.evaluate import publish_fusion
+from rayrec.pipelines.event_log import newest_events, read_events
 from rayrec.pipelines.pool import Progress
-from rayrec.pipelines.recommending import newest_events
 from rayrec.ranking import scoring
 from rayrec.retrieval.base import top_k
 from rayrec.retrieval.behavior import BehaviorIndex
-from rayrec.schema import EVENTS, validate
 from rayrec.scorer import PERSONAL
 from rayrec.workspace import Workspace
 
@@ -84,7 +83,7 @@ def fit_ranking(config: FitRankingConfig, ws: Workspace, *, on_progress: Progres
     pointer = ws.current()
     if pointer.index is None:
         raise NotFound(f"no index answers in {ws.uri} yet; run 'rayrec index' first")
-    events = validate(ws.read_parquet("events", newest_events(ws)), EVENTS, "events")
+    events = read_events(ws, newest_events(ws))
     engine, histories, since_us = as_of(ws, pointer.index, pointer.model, events, config.held_back)
     clicks = [] if config.source == "baskets" else list(from_clicks(events, histories, engine, since_us))
     told = sum(bool(answer.clicked) for answer in clicks)

@@ -10,6 +10,7 @@ from rayrec import encoder_exports
 from rayrec.config import FitTextConfig
 from rayrec.embedding_store import EmbeddingStore
 from rayrec.errors import SchemaError
+from rayrec.pipelines.event_log import read_events
 from rayrec.pipelines.fit import FitSummary, Progress, fit, item_embeddings, newest_catalog, publish, train_here
 from rayrec.schema import CONTENT_HASH
 from rayrec.workspace import Workspace
@@ -33,7 +34,7 @@ def _fit_text_worker(arguments: dict[str, Any]) -> None:
     config: FitTextConfig = arguments["config"]
     ws = Workspace.open(arguments["ws_uri"], create=False)
     items = ws.read_parquet("catalog", arguments["catalog"])
-    events = None if arguments["events"] is None else ws.read_parquet("events", arguments["events"])
+    events = None if arguments["events"] is None else read_events(ws, arguments["events"])
     vectors = EmbeddingStore(ws, arguments["embeddings"]).lookup(items.column(CONTENT_HASH).combine_chunks())
     rank = ray.train.get_context().get_world_rank()
     task = TextTask(config, items, vectors, events, rank=rank)

@@ -13,6 +13,7 @@ from rayrec.embedding_store import EmbeddingStore
 from rayrec.encoders.base import EncoderId
 from rayrec.errors import SchemaError
 from rayrec.evaluation.fidelity import fidelity, top10_shares
+from rayrec.pipelines.event_log import read_events
 from rayrec.pipelines.fit import FitSummary, Progress, fit, item_embeddings, newest_catalog, publish, train_here
 from rayrec.schema import CONTENT_HASH
 from rayrec.workspace import Workspace
@@ -44,7 +45,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     ws = Workspace.open(arguments["ws_uri"], create=False)
     _, teacher = encoder_exports.resolve(ws, config.encoder)  # to a directory of this node
     items = ws.read_parquet("catalog", arguments["catalog"])
-    events = None if arguments["events"] is None else ws.read_parquet("events", arguments["events"])
+    events = None if arguments["events"] is None else read_events(ws, arguments["events"])
     vectors = EmbeddingStore(ws, arguments["embeddings"]).lookup(items.column(CONTENT_HASH).combine_chunks())
     space = EncoderId.parse(arguments["embeddings"]).space
     rank = ray.train.get_context().get_world_rank()

@@ -27,14 +27,16 @@ from rayrec.pipelines import fidelity
 from rayrec.pipelines.cluster import connected
 from rayrec.pipelines.embed import save_quarantine
 from rayrec.pipelines.embed_pictures import picture_hashes
+from rayrec.pipelines.event_log import export_events, read_events
 from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.retrieval.shards import attribute_words, build_shard, shard_name, shard_rows
-from rayrec.schema import CONTENT_HASH, EVENTS, ITEMS
+from rayrec.schema import CONTENT_HASH, EVENTS, ITEMS, validate
 from rayrec.workspace import Staged, Workspace
 
 log = logging.getLogger(__name__)
 
 ROWS_PER_SHARD = 500_000
+_SOURCE = "events.parquet"  # what was loaded, beside what the service took
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ def index(config: IndexConfig, ws: Workspace, *, address: str | None = None) -> 
     catalog_version = ws.latest("catalog")
     if catalog_version is None:
         raise NotFound(f"no catalog in {ws.uri} yet; run 'rayrec embed' first")
-    events_version, quarantined, duplicates = load_events(config.events, ws)
+    _, quarantined, duplicates = load_events(config.events, ws)
+    exported = export_events(ws, config.store)
+    events_version = exported.version
     items_by, queries_by = encoder_exports.resolve(ws, config.encoder)
     space = encoder_exports.encoder_id(items_by).space
     queries_id = encoder_exports.encoder_id(queries_by)
@@ -107,7 +111,8 @@ def index(config: IndexConfig, ws: Workspace, *, address: str | None = None) -> 
                 "counts": {"items": n, "events": counted, "pictures": sum(b["pictures"] for b in built)},
                 "shards": shards,
                 "dense": [b["dense"] for b in built],
-                "log_offset": 0,  # of the live log that this base contains; nothing is live yet
+                "log_offset": 0,  # of the catalog's changes that this base contains; there are none yet
+                "events_offset": exported.offset,
             }
         )
     pointer = ws.promote(index=version, model=fitting_model(ws, encoder_id)) if config.promote else None
@@ -139,12 +144,16 @@ def load_events(source: SourceConfig | None, ws: Workspace) -> tuple[str | None,
 
 
 def publish_events(table: pa.Table, source: SourceConfig, ws: Workspace) -> str:
-    """Make EVENTS, in time order, an events version, unless the newest one is the same."""
+    """Make EVENTS, in time order, an events version, unless the newest one has it already."""
     latest = ws.latest("events")
-    if latest is not None and ws.read_parquet("events", latest).equals(table):
+
+    def same(before: pa.Table) -> bool:
+        return validate(before, EVENTS, "events").equals(table)
+
+    if latest is not None and ws.exists("events", latest, _SOURCE) and same(ws.read_parquet("events", latest, _SOURCE)):
         return latest
     with ws.stage("events") as staged:
-        staged.write_parquet("events.parquet", table)
+        staged.write_parquet(_SOURCE, table)
         return staged.publish({"config": source.model_dump(), "counts": {"events": table.num_rows}})
 
 
@@ -231,7 +240,7 @@ def _behavior_task(
 ) -> int:
     ws = Workspace.open(ws_uri, create=False)
     ids = ws.read_parquet("catalog", catalog_version, columns=["item_id"]).column("item_id").combine_chunks()
-    table = EVENTS.empty_table() if events_version is None else ws.read_parquet("events", events_version)
+    table = EVENTS.empty_table() if events_version is None else read_events(ws, events_version)
     behavior = BehaviorIndex.build(table, ids, half_life_days)
     if behavior.histories.texts:  # what shoppers searched for is part of what they want
         encoder = encoder_exports.open_export(ws, export)

@@ -14,11 +14,12 @@ from rayrec.data.histories import Cases, Histories, leave_one_out, next_baskets
 from rayrec.embedding_store import EmbeddingStore
 from rayrec.encoders.base import EncoderId
 from rayrec.encoders.item import fuse
-from rayrec.errors import NotFound, SchemaError
+from rayrec.errors import SchemaError
 from rayrec.evaluation.protocol import Judged, Score, judge
 from rayrec.evaluation.report import document, page
 from rayrec.models.bundle import BundledModel
 from rayrec.pipelines.embed_pictures import picture_hashes
+from rayrec.pipelines.event_log import newest_events, read_events
 from rayrec.pipelines.fit import newest_catalog
 from rayrec.pipelines.index import find_embeddings
 from rayrec.ranking.blend import WEIGHTS, Blend
@@ -78,14 +79,6 @@ class Shop:
         """Of all items by a trained model."""
         table = model.items(self.items, self.text, self.image)
         return lambda histories: model.shoppers(histories, table, self.queries) @ table.T
-
-
-def newest_events(ws: Workspace) -> str:
-    """Raises NotFound."""
-    events = ws.latest("events")
-    if events is None:
-        raise NotFound(f"no events in {ws.uri} yet; run 'rayrec index' with events: there is nothing to learn from")
-    return events
 
 
 def split(config: TrainConfig, histories: Histories) -> tuple[Histories, Cases, Cases]:
@@ -185,7 +178,7 @@ def evaluate_recommendations(ws: Workspace, config: TrainConfig) -> tuple[str, d
         items_by, _ = encoder_exports.resolve(ws, config.encoder)
         embeddings, images = find_embeddings(encoder_exports.encoder_id(items_by).space, ws, catalog), None
     ids = ws.read_parquet("catalog", catalog, columns=["item_id"]).column("item_id").combine_chunks()
-    histories = Histories.of(ws.read_parquet("events", events), ids)
+    histories = Histories.of(read_events(ws, events), ids)
     learned, _, test = split(config, histories)
     shop = Shop.read(ws, catalog, embeddings, images, histories)
     judged = compare(ws, shop, config, present, learned, shop.counted(learned), test, {})

@@ -18,16 +18,19 @@ import ray.train
 
 from rayrec import encoder_exports
 from rayrec.config import TrainConfig
+from rayrec.data.events import dedupe
 from rayrec.data.histories import Histories
 from rayrec.encoders.base import EncoderId
 from rayrec.engine import fusion_weights
 from rayrec.evaluation.report import document, gate, page
 from rayrec.models import bundle
 from rayrec.models.features import FeatureSchema
+from rayrec.pipelines.event_log import newest_events
 from rayrec.pipelines.fit import Progress, item_embeddings, newest_catalog, run, train_here
 from rayrec.pipelines.index import find_pictures
-from rayrec.pipelines.recommending import Shop, choose_weight, compare, newest_events, split
+from rayrec.pipelines.recommending import Shop, choose_weight, compare, split
 from rayrec.pipelines.tracking import tracked
+from rayrec.schema import EVENTS, validate
 from rayrec.workspace import Workspace
 
 NEW = "new model"
@@ -87,7 +90,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     config: TrainConfig = arguments["config"]
     ws = Workspace.open(arguments["ws_uri"], create=False)
     ids = ws.read_parquet("catalog", arguments["catalog"], columns=["item_id"]).column("item_id").combine_chunks()
-    histories = Histories.of(read_events(ray.train.get_dataset_shard("events")), ids)
+    histories = Histories.of(gathered(ray.train.get_dataset_shard("events")), ids)
     learned, valid, test = split(config, histories)
     shop = Shop.read(ws, arguments["catalog"], arguments["embeddings"], arguments["images"], histories)
     schema = FeatureSchema.fit(
@@ -161,7 +164,9 @@ def _worker(arguments: dict[str, Any]) -> None:
     )
 
 
-def read_events(shard: Any) -> pa.Table:
-    """EVENTS in order of time, then event_id."""
-    tables = list(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
-    return pa.concat_tables(tables).sort_by([("ts_us", "ascending"), ("event_id", "ascending")])
+def gathered(shard: Any) -> pa.Table:
+    """EVENTS of a dataset's shard in order of time, each once."""
+    tables = [
+        validate(table, EVENTS, "events") for table in shard.iter_batches(batch_size=None, batch_format="pyarrow")
+    ]
+    return dedupe(pa.concat_tables(tables))

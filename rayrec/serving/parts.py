@@ -168,6 +168,7 @@ class ScorerPart:
             versions=versions,
             model=trained,
             made_us=manifest["created_us"],
+            events_offset=manifest.get("events_offset", 0),
         )
 
     def scorer(self, pair: Pair) -> Scorer:

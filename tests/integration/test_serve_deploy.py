@@ -32,7 +32,7 @@ def written(ws: Workspace, port: int, file: Path) -> Path:
     job["http_options"] = {"host": "127.0.0.1", "port": port}
     (application,) = job["applications"]
     assert application["args"]["topology"] == "split"
-    application["args"]["workspace"] = ws.uri
+    application["args"] |= {"workspace": ws.uri, "store": None}
     for part in ("gateway", "encoder", "retriever", "scorer"):
         application["args"][part] |= {"min": 1, "cpus": 0.1}
     application["args"]["encoder"] |= {"max": 2, "target": 1, "upscale_delay_s": 1, "downscale_delay_s": 4}

@@ -158,10 +158,14 @@ def test_late_events_find_their_place_and_the_future_is_refused(app):
     assert found[-1].ts_us <= now_us()
 
 
-def test_what_an_index_knows_already_is_not_counted_again(app):
-    """An event from before the newest one that was indexed."""
+def test_what_an_index_knows_already_is_not_counted_again(app, make_app, monkeypatch):
     popular = recommended(app)
-    send(app, click("old", ts_us=1_000_000))
+    send(app, click("e1"), click("e2", "i0010"))
+    both = recommended(app, user_id="ann")
+    for offset, same in ((0, True), (1, False), (2, False)):
+        engine = app.gateway.backend._live.current.value
+        monkeypatch.setattr(engine.scorer, "_events_offset", offset)
+        assert (recommended(app, user_id="ann") == both) is same
     assert recommended(app, user_id="ann") == popular
 
 
