@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import time
 from dataclasses import asdict, replace
 from http.client import RemoteDisconnected
@@ -81,6 +83,31 @@ def test_a_click_is_minded_by_every_replica_at_once_and_by_those_that_come_after
     after = told_by_both("nobody yet")
     assert not after.keys() & minded.keys()
     assert set(map(tuple, after.values())) == set(map(tuple, minded.values()))
+
+
+def test_events_are_fed_by_line_and_replayed_from_the_record(service: Service, shop: Workspace, tmp_path: Path):
+    items = [hit["item_id"] for hit in service.search("chocolate")["hits"]]
+    lines = [json.dumps({"type": "view", "user_id": "fed", "item_id": item}) for item in items[:3]]
+    (tmp_path / "events.jsonl").write_text("\n".join([*lines, "{broken"]))
+    rayrec = Path(sys.executable).with_name("rayrec")
+    to = ["--url", service.url, "--key", service.key, "--json"]
+
+    def run(*command: str) -> dict:
+        done = subprocess.run([rayrec, *command, *to], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    for expected in ({"accepted": 3, "duplicates": 0}, {"accepted": 0, "duplicates": 3}):
+        assert run("consume", str(tmp_path / "events.jsonl")) == {**expected, "rejected": 1}
+    stranger = service.ask("POST", "/v1/recommend", {"k": 10}).json["hits"]
+    fed = service.ask("POST", "/v1/recommend", {"user_id": "fed", "k": 10}).json["hits"]
+    assert [hit["item_id"] for hit in fed] != [hit["item_id"] for hit in stranger]
+
+    before = service.metric("rayrec_events_total", state="accepted")
+    told = run("replay", "--workspace", shop.uri, "--days", "0.05", "--speed", "0")
+    assert told["accepted"] > 0
+    assert told["rejected"] == told["duplicates"] == 0
+    until(lambda: service.metric("rayrec_events_total", state="accepted") == before + told["accepted"], 10)
 
 
 def test_headers_cannot_reach_around_the_api(service: Service):

@@ -17,7 +17,7 @@ LAYERS = {
     "engine": {"engine", "scorer", "request", "answer", "photo", "encoder_exports"},
     "pipelines": {"pipelines"},
     "serving": {"serving"},
-    "entry": {"__init__", "cli", "demo", "console", "doctor", "jobs"},
+    "entry": {"__init__", "cli", "demo", "console", "doctor", "feeding", "jobs"},
 }
 LAYER_OF = {room: layer for layer, rooms in LAYERS.items() for room in rooms}
 BELOW = {
