@@ -90,6 +90,8 @@ def main() -> None:
     started = time.perf_counter()
     model.fit(Dataset.construct(learned))
     train_s = time.perf_counter() - started
+    # it trains a copy of the trainer, and of the clock in it
+    clock = next(callback for callback in model.fit_trainer.callbacks if isinstance(callback, Clock))
     positions = int(np.maximum(0, np.minimum(np.diff(given["learned_start"]), LENGTH + 1) - 1).sum())
     users = int((np.diff(given["learned_start"]) > 1).sum())
     cases = len(given["test_start"]) - 1

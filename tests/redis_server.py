@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from tests.ports import free_port
 
 
@@ -23,6 +21,8 @@ class RedisServer:
     def start(self) -> None:
         binary = shutil.which("redis-server")
         if binary is None:
+            import pytest  # a benchmark starts one too, and may have none
+
             pytest.skip("no redis-server: apt-get install redis-server")
         told = [word for name, value in self._options.items() for word in (f"--{name}", value)]
         command = [binary, "--bind", "127.0.0.1", "--port", str(self._port), "--dir", str(self._folder), *told]
