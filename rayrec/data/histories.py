@@ -45,8 +45,13 @@ class Histories:
         return np.diff(self.start)
 
     @classmethod
-    def of(cls, events: pa.Table, item_ids: pa.Array, *, kinds: Sequence[str] = EVENT_TYPES) -> "Histories":
-        """EVENTS in time order, of a catalog's rows. What names no shopper or no known item or query is passed over."""
+    def of(
+        cls, events: pa.Table, item_ids: pa.Array, *, kinds: Sequence[str] = EVENT_TYPES, sessions: bool = False
+    ) -> "Histories":
+        """EVENTS in time order, of a catalog's rows. What names no shopper or no known item or query is passed over.
+
+        sessions: one of nobody known is a shopper too.
+        """
         events = events.filter(pc.is_in(events.column("type"), pa.array(kinds)))
         item = pc.fill_null(pc.index_in(events.column("item_id"), value_set=item_ids), -1)
         rows = item.to_numpy().astype(np.int64)
@@ -55,7 +60,10 @@ class Histories:
         query = pc.fill_null(asked.indices, -1).to_numpy().astype(np.int64)
         rows[kind == SEARCH] = -1
         query[kind != SEARCH] = -1
-        user = pc.dictionary_encode(events.column("user_id")).combine_chunks()
+        whose = events.column("user_id")
+        if sessions:
+            whose = pc.coalesce(whose, pc.binary_join_element_wise("session", events.column("session_id"), " "))
+        user = pc.dictionary_encode(whose).combine_chunks()
         users = pc.fill_null(user.indices, -1).to_numpy().astype(np.int64)
         baskets = group_baskets(events, users)
         names = np.array(user.dictionary.to_pylist(), object)

@@ -178,7 +178,7 @@ def evaluate_recommendations(ws: Workspace, config: TrainConfig) -> tuple[str, d
         items_by, _ = encoder_exports.resolve(ws, config.encoder)
         embeddings, images = find_embeddings(encoder_exports.encoder_id(items_by).space, ws, catalog), None
     ids = ws.read_parquet("catalog", catalog, columns=["item_id"]).column("item_id").combine_chunks()
-    histories = Histories.of(read_events(ws, events), ids)
+    histories = Histories.of(read_events(ws, events), ids, sessions=True)
     learned, _, test = split(config, histories)
     shop = Shop.read(ws, catalog, embeddings, images, histories)
     judged = compare(ws, shop, config, present, learned, shop.counted(learned), test, {})

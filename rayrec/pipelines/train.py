@@ -90,7 +90,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     config: TrainConfig = arguments["config"]
     ws = Workspace.open(arguments["ws_uri"], create=False)
     ids = ws.read_parquet("catalog", arguments["catalog"], columns=["item_id"]).column("item_id").combine_chunks()
-    histories = Histories.of(gathered(ray.train.get_dataset_shard("events")), ids)
+    histories = Histories.of(gathered(ray.train.get_dataset_shard("events")), ids, sessions=True)
     learned, valid, test = split(config, histories)
     shop = Shop.read(ws, arguments["catalog"], arguments["embeddings"], arguments["images"], histories)
     schema = FeatureSchema.fit(

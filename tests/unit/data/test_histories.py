@@ -125,6 +125,20 @@ def test_every_basket_comes_after_what_its_shopper_did_before_it():
     assert [cases.take(np.array([c])).wanted.tolist() for c in range(3)] == [[0, 1], [3], [2]]
 
 
+def test_a_session_of_nobody_known_is_a_shopper_if_asked_for():
+    seen = events(
+        ("u", "view", "a", 1, "s1"),
+        (None, "view", "b", 2, "s2"),
+        (None, "view", "c", 3, "s2"),
+        (None, "view", "a", 4, None),
+    )
+    assert Histories.of(seen, IDS).users.tolist() == ["u"]
+    found = Histories.of(seen, IDS, sessions=True)
+    assert found.users.tolist() == ["session s2", "u"]
+    assert found.rows.tolist() == [1, 2, 0]
+    assert found.of_user("u").rows.tolist() == [0]
+
+
 def test_without_sessions_a_basket_is_a_day():
     history = Histories.of(
         events(("u", "purchase", "a", 1.0, None), ("u", "purchase", "b", 1.5, None), ("u", "purchase", "c", 2.1, None)),
