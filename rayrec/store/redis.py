@@ -1,7 +1,8 @@
 """The store in Redis, for many hosts. Its append-only file must be on and flushed at every write, or it is refused.
 
 Keys, all in one hash slot: `events` a stream of id offset-0, `last` the highest offset, `ids` event_id -> offset,
-`of:SHOPPER` the newest events by time, `sessions` session_id -> user_id.
+`of:SHOPPER` the newest events by time, `sessions` session_id -> user_id, `firsts` the same as it was said first: whose
+the events of before became.
 """
 
 from collections.abc import Callable, Sequence
@@ -55,6 +56,7 @@ return out
 _IDENTIFY = """
 local mine, theirs = KEYS[4] .. 's:' .. ARGV[2], KEYS[4] .. 'u:' .. ARGV[3]
 redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])
+redis.call('HSETNX', KEYS[6], ARGV[2], ARGV[3])
 local moved = redis.call('ZCARD', mine)
 if moved > 0 then
   redis.call('ZUNIONSTORE', theirs, 2, theirs, mine)
@@ -88,7 +90,7 @@ class RedisStore:
             url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, health_check_interval=30
         )
         self._client = client
-        self._keys = [_PREFIX + name for name in ("events", "ids", "sessions", "of:", "last")]
+        self._keys = [_PREFIX + name for name in ("events", "ids", "sessions", "of:", "last", "firsts")]
         for name, wanted in _DURABLE.items():
             found = self._call(partial(client.config_get, name)).get(name)
             if found != wanted:
@@ -118,11 +120,14 @@ class RedisStore:
 
     def read(self, after: int, limit: int) -> list[Numbered]:
         entries = self._call(lambda: self._client.xrange(self._keys[0], min=f"{after + 1}-0", count=limit))
-        events = [(int(entry.split(b"-")[0]), orjson.loads(values[b"b"])) for entry, values in entries]
-        sessions = sorted({e["session_id"] for _, e in events if not e.get("user_id") and e.get("session_id")})
-        users = self._call(lambda: self._client.hmget(self._keys[2], sessions)) if sessions else []
-        user_of = {s: user.decode() for s, user in zip(sessions, users, strict=True) if user is not None}
-        return [(offset, told(e, shopper(user_of.get(e.get("session_id")), None))) for offset, e in events]
+        whose = [values[b"s"].decode() for _, values in entries]
+        sessions = sorted({name[2:] for name in whose if name.startswith("s:")})
+        users = self._call(lambda: self._client.hmget(self._keys[5], sessions)) if sessions else []
+        user_of = {f"s:{s}": f"u:{user.decode()}" for s, user in zip(sessions, users, strict=True) if user is not None}
+        return [
+            (int(entry.split(b"-")[0]), told(orjson.loads(values[b"b"]), user_of.get(name, name)))
+            for (entry, values), name in zip(entries, whose, strict=True)
+        ]
 
     def end(self) -> int:
         return int(self._call(lambda: self._client.get(self._keys[4])) or 0)

@@ -111,13 +111,14 @@ def test_a_session_becomes_its_users_back_to_its_beginning(store: EventStore) ->
 
 
 def test_a_session_that_says_another_user_later_moves_on(store: EventStore) -> None:
-    assert store.identify("s1", "ann") == 0
     store.append([event("hers", 1, user=None, session="s1")])
+    assert store.identify("s1", "ann") == 1
     assert store.identify("s1", "bob") == 0
     store.append([event("his", 2, user=None, session="s1")])
 
     assert names(store.history("ann", None)) == ["hers"]
     assert names(store.history("bob", None)) == ["his"]
+    assert [one["user_id"] for _, one in store.read(0, 10)] == ["ann", "bob"]
 
 
 def test_a_user_and_a_session_of_one_name_are_two(store: EventStore) -> None:
