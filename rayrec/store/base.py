@@ -79,3 +79,10 @@ def shopper(user_id: str | None, session_id: str | None) -> str | None:
     if user_id is not None:
         return f"u:{user_id}"
     return None if session_id is None else f"s:{session_id}"
+
+
+def told(event: Event, whose: str | None) -> Event:
+    """An event with the user that its session turned out to be."""
+    if event.get("user_id") is None and whose is not None and whose.startswith("u:"):
+        return {**event, "user_id": whose[2:]}
+    return event

@@ -13,8 +13,7 @@ import orjson
 import redis
 
 from rayrec.errors import SchemaError, Unavailable
-from rayrec.store.base import HISTORY, Event, Numbered, shopper
-from rayrec.store.sqlite import told
+from rayrec.store.base import HISTORY, Event, Numbered, told
 
 T = TypeVar("T")
 _PREFIX = "{rayrec}:"

@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 
 from rayrec.errors import SchemaError, Unavailable
-from rayrec.store.base import HISTORY, Event, Numbered, shopper
+from rayrec.store.base import HISTORY, Event, Numbered, shopper, told
 
 _WAIT_S = 10.0  # for another process's commit
 _CACHE_KIB = 64 << 10
@@ -149,10 +149,3 @@ class SqliteStore:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
                 raise
-
-
-def told(event: Event, whose: str | None) -> Event:
-    """An event with the user that its session turned out to be."""
-    if event.get("user_id") is None and whose is not None and whose.startswith("u:"):
-        return {**event, "user_id": whose[2:]}
-    return event
