@@ -5,11 +5,13 @@ state: while all its workers work, so without their start. The bare thread is th
 same onnxruntime encoder with neither Ray nor files; the peer is the best batch size of
 sentence-transformers with a thread for every core. int8 comes with its fidelity to fp32, and with what one
 short query costs. Pictures are the photos of grocery_store (if they are there), read, decoded and encoded by
-efficientnet-lite0, in the job and by one bare thread.
+efficientnet-lite0, in the job, by one bare thread, and by one bare process a core at a time: what the cores give when
+they all work, without any job, for they share caches and clock.
 
     python -m benchmarks.bench_embed [--quick] [--data DIR]
 """
 
+import multiprocessing
 import os
 import tempfile
 import time
@@ -145,8 +147,36 @@ def query_ms(encode: Any, tries: int = 100) -> float:
     return (time.process_time() - started) / tries * 1000
 
 
-def picture_rates(ws: Workspace, root: Path, n: int, cores: int, seed: int) -> tuple[float, float] | None:
-    """(rows/s of the job, rows/s of one bare thread) over n photos; None without the photos."""
+def encode_pictures(encoder: OnnxImageEncoder, reader: PictureReader, uris: list[str]) -> None:
+    for first in range(0, len(uris), 16):
+        encoder.encode([reader.read(uri, encoder.preprocess.side) for uri in uris[first : first + 16]])
+
+
+def _encode_beside_others(directory: str, pictures: PicturesConfig, uris: list[str], begin: Any, told: Any) -> None:
+    encoder, reader = OnnxImageEncoder(directory, threads=1), PictureReader(pictures)
+    encode_pictures(encoder, reader, uris[:32])
+    begin.wait()
+    started = time.time()
+    encode_pictures(encoder, reader, uris)
+    told.put((started, time.time()))
+
+
+def rate_at_a_time(directory: Path, pictures: PicturesConfig, uris: list[str], cores: int) -> float:
+    """rows/s of a bare process on every core, all at work: each encodes all the photos."""
+    context = multiprocessing.get_context("spawn")
+    begin, told = context.Barrier(cores), context.Queue()
+    arguments = (str(directory), pictures, uris, begin, told)
+    processes = [context.Process(target=_encode_beside_others, args=arguments) for _ in range(cores)]
+    for process in processes:
+        process.start()
+    times = [told.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return cores * len(uris) / (max(end for _, end in times) - min(start for start, _ in times))
+
+
+def picture_rates(ws: Workspace, root: Path, n: int, cores: int, seed: int) -> tuple[float, float, float] | None:
+    """(rows/s of the job, of one bare thread, of one a core at a time) over n photos; None without the photos."""
     from rayrec.encoders import image_models
     from rayrec.encoders.image_models import ImageModel, Tower
 
@@ -166,17 +196,18 @@ def picture_rates(ws: Workspace, root: Path, n: int, cores: int, seed: int) -> t
         "ws_uri": ws.uri, "export": export, "encoder_id": str(id), "pictures": pictures, "quarantine": "bench",
     }  # fmt: skip
     config = EmbedConfig(block_rows=64)
-    encoder, reader = OnnxImageEncoder(ws.local_copy("encoders", export)), PictureReader(pictures)
+    directory = ws.local_copy("encoders", export)
+    encoder, reader = OnnxImageEncoder(directory), PictureReader(pictures)
 
     def bare(some: list[str]) -> None:
-        for first in range(0, len(some), 16):
-            encoder.encode([reader.read(uri, encoder.preprocess.side) for uri in some[first : first + 16]])
+        encode_pictures(encoder, reader, some)
 
     sample = uris[: max(64, n // 4)]
     bare(sample[:32])
     before = timed_rate(bare, sample)
     job = job_rate(PictureWorker, "uri", uris, picture_hashes(pa.array(uris)), config, arguments, cores)
-    return job, (before + timed_rate(bare, sample)) / 2
+    after = timed_rate(bare, sample)
+    return job, (before + after) / 2, rate_at_a_time(directory, pictures, sample, cores)
 
 
 def main() -> None:
@@ -227,6 +258,8 @@ def main() -> None:
             "photos, efficientnet-lite0 at 224 pixels",
             [
                 {"what": "one bare thread", "rows/s": pictures[1], "share of cores x bare": 1 / cores},
+                {"what": "one bare process a core, at a time", "rows/s": pictures[2],
+                 "share of cores x bare": pictures[2] / (cores * pictures[1])},
                 {"what": "rayrec embed job", "rows/s": pictures[0],
                  "share of cores x bare": pictures[0] / (cores * pictures[1])},
             ],
@@ -249,6 +282,8 @@ def main() -> None:
             "query_cpu_ms": {name: round(ms, 2) for name, ms in queries.items()},
             "image_rows_per_s": None if pictures is None else round(pictures[0], 1),
             "image_bare_rows_per_s": None if pictures is None else round(pictures[1], 1),
+            "image_bare_at_a_time_rows_per_s": None if pictures is None else round(pictures[2], 1),
+            "image_of_bare_at_a_time": None if pictures is None else round(pictures[0] / pictures[2], 3),
             "image_of_cores_x_bare": None if pictures is None else round(pictures[0] / (cores * pictures[1]), 3),
         }
     )
