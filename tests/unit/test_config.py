@@ -8,6 +8,7 @@ from rayrec.config import (
     Config,
     EmbedConfig,
     FitImagesConfig,
+    FitRankingConfig,
     FitTextConfig,
     FusionWeights,
     IndexConfig,
@@ -90,6 +91,7 @@ def test_a_directory_or_a_binary_file_is_no_config(tmp_path: Path) -> None:
         ("fit_text", FitTextConfig),
         ("fit_images", FitImagesConfig),
         ("fit_trimmed", TrimConfig),
+        ("fit_ranking", FitRankingConfig),
         ("train", TrainConfig),
     ],
 )
