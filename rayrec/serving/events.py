@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from rayrec.config import ServeConfig
-from rayrec.errors import NotFound, Overloaded, SchemaError
+from rayrec.errors import NotFound, Overloaded, SchemaError, TooLarge
 from rayrec.request import Recent
 from rayrec.schema import EVENT_TYPES
 from rayrec.serving.batching import Batcher
@@ -21,6 +21,7 @@ from rayrec.workspace import Workspace
 
 R = TypeVar("R")
 _TOGETHER = 64  # requests whose events are flushed to the disk at a time
+_RECENT = 200  # newest events of a shopper that an answer minds beside those of the index
 _ITEMS = tuple(kind for kind in EVENT_TYPES if kind != "search")
 
 
@@ -43,7 +44,7 @@ class Events:
         return [[next(cut) for _ in events] for events in calls]
 
     async def take(self, bodies: Sequence[Any]) -> dict[str, Any]:
-        """Keep the good ones, say what is wrong with each other. Raises Overloaded, Unavailable."""
+        """Keep the good ones, say what is wrong with each other. Raises TooLarge, Overloaded, Unavailable."""
         now_us = int(self._clock() * 1e6)
         good: list[Event] = []
         rejected: list[dict[str, Any]] = []
@@ -57,6 +58,8 @@ class Events:
                 rejected.append(_rejected(index, "invalid_event", f"{where}: {message}" if where else message))
             except _Refused as error:
                 rejected.append(_rejected(index, *error.args))
+        if len(good) > self._config.max_pending_events:
+            raise TooLarge(f"events: {len(good)}, at most {self._config.max_pending_events} are taken at a time")
         if self._waiting + len(good) > self._config.max_pending_events:
             self._telemetry.degraded.labels("events", "refused").inc()
             raise Overloaded("more events than can be made durable in time; send them again")
@@ -95,7 +98,7 @@ class Events:
     async def recent(self, user_id: str | None, session_id: str | None) -> tuple[Recent, ...]:
         """What a shopper did with items, oldest first. Raises Unavailable."""
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._reader, self._store.history, user_id, session_id)
+        found = await loop.run_in_executor(self._reader, self._store.history, user_id, session_id, _RECENT)
         return tuple(
             Recent(event["item_id"], event["type"], event["ts_us"], offset)
             for offset, event in found

@@ -7,7 +7,6 @@
 
 from collections.abc import Sequence
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from rayrec.errors import SchemaError
 
@@ -15,6 +14,7 @@ Event = dict[str, Any]
 """The columns of EVENTS that are known; event_id, type and ts_us always are."""
 Numbered = tuple[int, Event]
 """an event and its offset"""
+_FILE = "sqlite:///"
 HISTORY = 1_000
 """newest events of a shopper that are read; as many as an index keeps"""
 
@@ -60,12 +60,11 @@ def open_store(url: str) -> EventStore:
     Raises SchemaError for a URL that names no store, or a Redis that may lose what it acknowledged; Unavailable for one
     that does not answer.
     """
-    parts = urlsplit(url)
-    if parts.scheme == "sqlite" and not parts.netloc and len(parts.path) > 1:
+    if url.startswith(_FILE) and len(url) > len(_FILE):
         from rayrec.store.sqlite import SqliteStore
 
-        return SqliteStore(parts.path[1:])
-    if parts.scheme in ("redis", "rediss"):
+        return SqliteStore(url[len(_FILE) :])
+    if url.startswith(("redis://", "rediss://")):
         try:
             from rayrec.store.redis import RedisStore
         except ImportError as error:

@@ -91,7 +91,10 @@ class RedisStore:
         self._client = client
         self._keys = [_PREFIX + name for name in ("events", "ids", "sessions", "of:", "last", "firsts")]
         for name, wanted in _DURABLE.items():
-            found = self._call(partial(client.config_get, name)).get(name)
+            try:
+                found = self._call(partial(client.config_get, name)).get(name)
+            except redis.ResponseError as error:
+                raise SchemaError(f"store: this Redis does not tell its {name}, which must be {wanted}") from error
             if found != wanted:
                 raise SchemaError(
                     f"store: this Redis has {name} {found}, and could lose what it acknowledged; "

@@ -157,6 +157,23 @@ def test_what_is_no_store_is_refused_without_telling_it(url: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_a_path_may_have_any_character(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/a#b?c d%41/live.db"
+    open_store(url).close()
+    assert (tmp_path / "a#b?c d%41" / "live.db").exists()
+
+
+def test_a_redis_that_does_not_tell_how_it_writes_is_refused(tmp_path: Path) -> None:
+    import redis
+
+    with redis_server(tmp_path) as server:
+        client = redis.Redis.from_url(server.url)
+        client.acl_setuser("shop", enabled=True, passwords=["+p"], keys="*", commands=["+@all", "-config"])
+        client.close()
+        with pytest.raises(SchemaError, match="does not tell its appendonly, which must be yes"):
+            open_store(server.url.replace("redis://", "redis://shop:p@"))
+
+
 def test_nobody_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="the store does not answer"):
         open_store("redis://127.0.0.1:1/0")

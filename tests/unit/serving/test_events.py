@@ -184,8 +184,12 @@ def test_too_large_and_too_many_are_refused(make_app):
     large = send(app, *(click(f"e{i}", "x" * 500) for i in range(300)))
     assert (large.status, large.error["code"]) == (413, "too_large")
     assert "100000 bytes" in large.error["message"]
-    busy = send(app, *(click(f"e{i}") for i in range(11)))
+    many = send(app, *(click(f"e{i}") for i in range(11)))
+    assert (many.status, many.error["message"]) == (413, "events: 11, at most 10 are taken at a time")
+    app.gateway.events._waiting = 5
+    busy = send(app, *(click(f"e{i}") for i in range(6)))
     assert (busy.status, busy.headers["retry-after"]) == (429, "1")
+    app.gateway.events._waiting = 0
     assert send(app, *(click(f"e{i}") for i in range(10))).json["accepted"] == 10
     # larger than a search's body may be
     assert send(make_app(), *(click(f"f{i}", "x" * 500) for i in range(300))).json["accepted"] == 300
