@@ -32,23 +32,25 @@ end
 _APPEND = (
     _WHOSE
     + """
-local out = {}
+local last = tonumber(redis.call('GET', KEYS[5]) or '0')
+local out, grown = {}, {}
 for i = 2, #ARGV, 5 do
-  if redis.call('HEXISTS', KEYS[2], ARGV[i]) == 1 then
+  local offset = last + 1
+  if redis.call('HSETNX', KEYS[2], ARGV[i], offset) == 0 then
     out[#out + 1] = 0
   else
-    local offset = redis.call('INCR', KEYS[5])
+    last = offset
     local shopper = whose(ARGV[i + 1], ARGV[i + 2])
-    redis.call('HSET', KEYS[2], ARGV[i], offset)
     redis.call('XADD', KEYS[1], offset .. '-0', 's', shopper, 'b', ARGV[i + 4])
     if shopper ~= '' then
       local mine = KEYS[4] .. shopper
-      redis.call('ZADD', mine, ARGV[i + 3], string.format('%016d', offset) .. ARGV[i + 4])
-      redis.call('ZREMRANGEBYRANK', mine, 0, -tonumber(ARGV[1]) - 1)
+      grown[mine] = redis.call('ZADD', mine, ARGV[i + 3], string.format('%016d', offset) .. ARGV[i + 4])
     end
     out[#out + 1] = offset
   end
 end
+redis.call('SET', KEYS[5], last)
+for mine, _ in pairs(grown) do redis.call('ZREMRANGEBYRANK', mine, 0, -tonumber(ARGV[1]) - 1) end
 return out
 """
 )
