@@ -42,6 +42,7 @@ TRAINING = TrainConfig(
     epochs=3,
     split="time",
     metric="recall@10",
+    judges=8_000,
     mask_seen=False,
 )
 _LABEL = "demo"
