@@ -84,21 +84,21 @@ def fit_ranking(config: FitRankingConfig, ws: Workspace, *, on_progress: Progres
     if pointer.index is None:
         raise NotFound(f"no index answers in {ws.uri} yet; run 'rayrec index' first")
     events = read_events(ws, newest_events(ws))
-    engine, histories, since_us = as_of(ws, pointer.index, pointer.model, events, config.held_back)
-    clicks = [] if config.source == "baskets" else list(from_clicks(events, histories, engine, since_us))
-    told = sum(bool(answer.clicked) for answer in clicks)
-    source = "clicks" if config.source == "clicks" or told >= config.least else "baskets"
-    asked = clicks if source == "clicks" else list(from_baskets(histories, engine, since_us))
-    told = sum(bool(answer.clicked) for answer in asked)
-    if told < config.least:
+    weights = fusion_weights(ws, pointer.model)
+    fused = weights.model_copy(update={"signals": {}})
+    engine, histories, since_us = as_of(ws, pointer.index, pointer.model, fused, events, config.held_back)
+    source, asked = answers(config, events, histories, engine, since_us)
+    if engine.scorer.learns and told(asked) < config.least:  # the model learned until too late to be heard
+        engine, histories, since_us = as_of(ws, pointer.index, None, fused, events, config.held_back)
+        source, asked = answers(config, events, histories, engine, since_us)
+    if told(asked) < config.least:
         raise SchemaError(
-            f"{told} answers ({source}) that somebody clicked in, at least {config.least} are needed: searches must "
-            "have query, request_id and shown, and the clicks on them their request_id; or categories and purchases"
+            f"{told(asked)} answers ({source}) that somebody clicked in, at least {config.least} are needed: searches "
+            "must have query, request_id and shown, clicks on them their request_id; or categories and purchases"
         )
     rng = np.random.default_rng(config.seed)
     asked = [asked[i] for i in rng.permutation(len(asked))[: config.answers]]
     names, shown = impressions(engine, asked, config.shown, on_progress)
-    weights = fusion_weights(ws, pointer.model)
     present = np.array([weights.signals.get(name, 0.0) for name in names])
     fitted = choose(shown, present, config.seed)
     verdict = gate(METRIC, fitted.after, {FUSED: fitted.fused, **({PRESENT: fitted.present} if present.any() else {})})
@@ -131,12 +131,27 @@ def fit_ranking(config: FitRankingConfig, ws: Workspace, *, on_progress: Progres
     return replace(summary, model=version, generation=generation)
 
 
+def answers(
+    config: FitRankingConfig, events: pa.Table, histories: Histories, engine: Engine, since_us: int
+) -> tuple[str, list[Asked]]:
+    """(where from, answers since a moment)."""
+    clicks = [] if config.source == "baskets" else list(from_clicks(events, histories, engine, since_us))
+    if config.source == "clicks" or told(clicks) >= config.least:
+        return "clicks", clicks
+    return "baskets", list(from_baskets(histories, engine, since_us))
+
+
+def told(asked: list[Asked]) -> int:
+    """Answers that somebody clicked in."""
+    return sum(bool(answer.clicked) for answer in asked)
+
+
 def as_of(
-    ws: Workspace, index: str, model: str | None, events: pa.Table, held_back: float
+    ws: Workspace, index: str, model: str | None, weights: FusionWeights, events: pa.Table, held_back: float
 ) -> tuple[Engine, Histories, int]:
     """(the engine as if only events before a moment were known, everybody's histories, that moment).
 
-    The engine orders by the fused ranks alone. A trained model sets the moment, if it says until when it learned; of
+    The engine orders by `weights`. A trained model sets the moment, if it says until when it learned; of
     one that does not say, nothing is taken.
     """
     manifest = {} if model is None else ws.manifest("models", model)
@@ -151,7 +166,6 @@ def as_of(
     if histories.texts and until is not None:
         asked = encoder_exports.open_for(ws, ws.manifest("indexes", index)["encoder"]).encode(histories.texts, "query")
     behavior = replace(before, histories=histories, asked=asked)
-    weights = fusion_weights(ws, model).model_copy(update={"signals": {}})
     engine = Engine.load(ws, index, None if until is None else model, weights=weights, behavior=behavior)
     return engine, histories, since_us
 

@@ -165,7 +165,7 @@ def test_without_clicks_baskets_tell_that_shoppers_want_what_they_had(tmp_path: 
 def test_a_history_ends_before_the_answer(thrifty: Path, engine: Engine) -> None:
     ws = Workspace.open(thrifty)
     events = ws.read_parquet("events", ws.latest("events"))
-    as_of, histories, since_us = pipeline.as_of(ws, ws.current().index, None, events, 0.5)
+    as_of, histories, since_us = pipeline.as_of(ws, ws.current().index, None, FusionWeights(), events, 0.5)
 
     answers = list(pipeline.from_clicks(events, histories, as_of, since_us))
 
@@ -195,6 +195,18 @@ def test_a_trained_model_is_heard_only_about_what_it_did_not_learn(thrifty: Path
     assert len(Engine.load(ws, str(ws.current().index), found.model).recommend(user_id="u1").hits) > 0
 
 
+def test_a_model_that_learned_until_the_end_is_left_out_rather_than_nothing_learned(
+    thrifty: Path, tmp_path: Path
+) -> None:
+    ws = copy(thrifty, tmp_path)
+    ws.promote(model=publish_model(ws, make_catalog(), learned_until_us=NOW_US - 1))
+
+    found = fit_ranking(CONFIG, ws)
+
+    assert found.promoted
+    assert "learned" not in found.signals
+
+
 def test_too_little_says_what_is_needed(thrifty: Path, tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=r"answers \(clicks\) that somebody clicked in, at least 9000 are needed"):
         fit_ranking(FitRankingConfig(source="clicks", least=9_000), Workspace.open(thrifty))
@@ -208,7 +220,7 @@ def test_items_that_left_the_catalog_keep_the_place_of_the_others(engine: Engine
     click = {"type": "click", "item_id": known[2], "request_id": "r"}
     ws = shop(tmp_path / "ws", [{"item_id": known[0], "ts_us": NOW_US - DAY_US}, search, click])
     events = ws.read_parquet("events", ws.latest("events"))
-    as_of, histories, since_us = pipeline.as_of(ws, ws.current().index, None, events, 0.5)
+    as_of, histories, since_us = pipeline.as_of(ws, ws.current().index, None, FusionWeights(), events, 0.5)
 
     _, shown = pipeline.impressions(as_of, list(pipeline.from_clicks(events, histories, as_of, since_us)), 50)
 
