@@ -208,10 +208,13 @@ def run(folder: Path, ws: Workspace, args: Any, redis: RedisServer | None) -> di
             if generation == 1:
                 for writer in writers:
                     writer.start()
-            root = psutil.Process(server._process.pid)
+            root = psutil.Process(server.pid)
             while victims:
                 victim = victims.pop(0)
                 time.sleep(rng.uniform(0.3, 1.5))
+                alive = processes(root, NAMES[victim]) if victim in NAMES else []
+                if victim in NAMES and not alive:
+                    victim = f"{victim} (none there)"
                 done[victim] += 1
                 print(f"{sum(done.values())}: {victim}, {len(ledger.acked)} acknowledged", flush=True)
                 if victim == "everything":
@@ -221,11 +224,9 @@ def run(folder: Path, ws: Workspace, args: Any, redis: RedisServer | None) -> di
                     assert redis is not None
                     redis.kill()
                     redis.start()
-                elif found := processes(root, NAMES[victim]):
+                elif alive:
                     with contextlib.suppress(psutil.Error):
-                        rng.choice(found).kill()
-                else:
-                    done[f"{victim} (none there)"] += 1
+                        rng.choice(alive).kill()
                 if rng.random() < 0.5:  # else the next one falls while the service is still coming back
                     ready(server.url, key)
             else:

@@ -142,6 +142,10 @@ class Server:
         except psutil.NoSuchProcess:
             return []
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     # -- asking it --------------------------------------------------------------------------------
 
     def get(self, path: str) -> tuple[int, bytes]:

@@ -11,6 +11,7 @@ from rayrec.errors import RayrecError
 
 APP = "rayrec"
 _READY_S = 180.0
+_LOST_REPLICA = "health check failed"
 
 
 def deploy(config: ServeConfig, *, host: str = "127.0.0.1", port: int = 8000, wait_s: float = _READY_S) -> str:
@@ -26,17 +27,30 @@ def deploy(config: ServeConfig, *, host: str = "127.0.0.1", port: int = 8000, wa
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     check_port(host, port)
     serve.start(http_options={"host": host, "port": port})
+    deadline = time.monotonic() + wait_s
     try:
         serve.run(build(config), name=APP, route_prefix="/")
     except RuntimeError as error:
-        raise RayrecError(f"the service did not come up: {_reason() or error}") from error
+        # a replica that dies while the others still start is one that Ray Serve replaces, though it says it failed
+        if _LOST_REPLICA not in (reason := _reason() or str(error)) or not _recovers(deadline):
+            raise RayrecError(f"the service did not come up: {reason}") from error
     reach = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    deadline = time.monotonic() + wait_s
     while not answers(reach, port):
         if time.monotonic() > deadline:
             raise RayrecError(f"the service does not answer at {reach}:{port} after {wait_s:.0f} s")
         time.sleep(0.2)
     return f"http://{reach}:{port}"
+
+
+def _recovers(deadline: float) -> bool:
+    from ray import serve
+
+    while time.monotonic() < deadline:
+        application = serve.status().applications.get(APP)
+        if application is not None and application.status == "RUNNING":
+            return True
+        time.sleep(0.2)
+    return False
 
 
 def answers(host: str, port: int) -> bool:
