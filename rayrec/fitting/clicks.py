@@ -9,7 +9,7 @@ Their sum orders a search: the logarithm of P(bought) as far as both are small.
 The fused score keeps weight 1 and the signals are drawn towards 0, so that few labels leave the order as it was.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,35 +134,40 @@ def _by_answer(answer: np.ndarray, scores: np.ndarray, wanted: np.ndarray) -> np
 
 @dataclass(frozen=True)
 class Fitted:
-    """ranking: None where no weights did better than none. nDCG (Q,) of queries that were not learned from: fused as
-    by the fused score alone, present by the weights that answer now, after as the fitted ones would order them.
+    """ranking: None where no weights did better than none. nDCG (Q,) of queries that were not learned from: after, as
+    the fitted weights would order them, and rivals, as each of those does.
     """
 
     ranking: Ranking | None
     queries: np.ndarray
-    fused: np.ndarray
-    present: np.ndarray
     after: np.ndarray
+    rivals: dict[str, np.ndarray]
 
 
-def choose(shown: Impressions, present: np.ndarray | None = None, seed: int = 0) -> Fitted:
+def choose(shown: Impressions, rivals: Mapping[str, np.ndarray], seed: int = 0) -> Fitted:
     """Fit with the penalty that does best on held-out queries, and judge that on others again.
 
-    present: float64 (S,), the weights of the signals that answer now; None for none.
+    rivals: scores (n,) of other orders.
     """
-    by_present = shown.x[:, 0] if present is None else shown.x[:, 0] + shown.x[:, 1:] @ present
-    folds = _folds(shown.query, seed)
-    told = []
-    for fold in folds:
+    after: list[np.ndarray] = []
+    queries: list[np.ndarray] = []
+    others: dict[str, list[np.ndarray]] = {name: [] for name in rivals}
+    for fold in _folds(shown.query, seed):
         inside = np.isin(shown.query, fold)
-        rest = shown.take(~inside)
+        rest, held = shown.take(~inside), shown.take(inside)
         ranking = fit_best(rest, seed + 1)
-        held = shown.take(inside)
         seen = fit(rest, RIDGES[-1]).seen if ranking is None else ranking.seen
-        queries, fused = gains(held, held.x[:, 0], seen)
-        after = fused if ranking is None else gains(held, ranking.score(held.x), seen)[1]
-        told.append((queries, fused, gains(held, by_present[inside], seen)[1], after))
-    return Fitted(fit_best(shown, seed + 1), *(np.concatenate(parts) for parts in zip(*told, strict=True)))
+        asked, ndcg = gains(held, held.x[:, 0] if ranking is None else ranking.score(held.x), seen)
+        queries.append(asked)
+        after.append(ndcg)
+        for name, scores in rivals.items():
+            others[name].append(gains(held, scores[inside], seen)[1])
+    return Fitted(
+        fit_best(shown, seed + 1),
+        np.concatenate(queries),
+        np.concatenate(after),
+        {name: np.concatenate(parts) for name, parts in others.items()},
+    )
 
 
 def _folds(query: np.ndarray, seed: int) -> Sequence[np.ndarray]:

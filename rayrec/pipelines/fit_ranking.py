@@ -32,7 +32,7 @@ from rayrec.workspace import Workspace
 
 SIGNALS: tuple[Signal, ...] = get_args(Signal)
 METRIC = "ndcg"
-FUSED, PRESENT = "fused ranks", "present weights"
+FUSED, WORDS, PRESENT = "fused ranks", "words alone", "present weights"
 _ACTS = ("view", "click", "add_to_cart", "purchase")
 
 
@@ -41,7 +41,7 @@ class RankingSummary:
     """model: a version under models/, None where nothing was worth publishing. signals: name -> weight.
 
     answers, queries: that were learned from; seen: how often each place is looked at, from the first. ndcg: of queries
-    that were not learned from, by the fitted weights, by the fused ranks alone and by what answers now.
+    that were not learned from, by the fitted weights and by their rivals.
     """
 
     model: str | None
@@ -100,8 +100,11 @@ def fit_ranking(config: FitRankingConfig, ws: Workspace, *, on_progress: Progres
     asked = [asked[i] for i in rng.permutation(len(asked))[: config.answers]]
     names, shown = impressions(engine, asked, config.shown, on_progress)
     present = np.array([weights.signals.get(name, 0.0) for name in names])
-    fitted = choose(shown, present, config.seed)
-    verdict = gate(METRIC, fitted.after, {FUSED: fitted.fused, **({PRESENT: fitted.present} if present.any() else {})})
+    rivals = {FUSED: shown.x[:, 0], WORDS: shown.x[:, 1 + names.index("bm25")]}
+    if present.any():
+        rivals[PRESENT] = shown.x[:, 0] + shown.x[:, 1:] @ present
+    fitted = choose(shown, rivals, config.seed)
+    verdict = gate(METRIC, fitted.after, fitted.rivals)
     signals: dict[Signal, float] = {}
     seen: list[float] = []
     if fitted.ranking is not None:
@@ -115,11 +118,7 @@ def fit_ranking(config: FitRankingConfig, ws: Workspace, *, on_progress: Progres
         len(fitted.queries),
         signals,
         seen,
-        {
-            "fitted": round(float(fitted.after.mean()), 4),
-            "fused": round(float(fitted.fused.mean()), 4),
-            "present": round(float(fitted.present.mean()), 4),
-        },
+        {name: round(float(ndcg.mean()), 4) for name, ndcg in {"fitted": fitted.after, **fitted.rivals}.items()},
         verdict.to_dict(),
         round(time.perf_counter() - started, 1),
     )

@@ -115,19 +115,21 @@ def test_signals_that_say_nothing_leave_the_order_as_it_was() -> None:
     attractive = [expit(-6 + 6 * each[:, 0]) for each in x]
     shown = simulate(x, attractive, attractive, SEEN, 200, rng, shuffle=0.1)
 
-    found = clicks.choose(shown)
+    found = clicks.choose(shown, {"fused": shown.x[:, 0]})
 
     weights = np.zeros(3) if found.ranking is None else found.ranking.weights
     assert np.abs(weights).max() < 0.15
-    assert bootstrap_ci(found.after - found.fused)[0] <= 0
+    assert bootstrap_ci(found.after - found.rivals["fused"])[0] <= 0
 
 
 def test_a_good_ranking_gains_on_queries_it_did_not_learn_from() -> None:
-    found = clicks.choose(logged(4_000, queries=80))
+    shown = logged(4_000, queries=80)
+    found = clicks.choose(shown, {"fused": shown.x[:, 0], "noise": shown.x[:, 3]})
 
     assert found.ranking is not None
     assert len(found.queries) == len(set(found.queries)) == 80
-    assert bootstrap_ci(found.after - found.fused)[0] > 0
+    assert bootstrap_ci(found.after - found.rivals["fused"])[0] > 0
+    assert found.rivals["noise"].mean() < found.rivals["fused"].mean()
 
 
 def test_gains_by_hand() -> None:
