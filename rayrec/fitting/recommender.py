@@ -46,6 +46,7 @@ class RecommenderTask:
     ):
         self._config, self._rank, self._world = config, rank, world
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.half = self._device != "cpu"  # bf16; products so small gain nothing by it on a CPU
         self.module: nn.Module = model.to(self._device)
         self._model = model
         self._content = to_tensors(content, self._device)
@@ -120,8 +121,10 @@ class RecommenderTask:
         there = weight[mine, :length] > 0
         batch = Tensors(whole.part(mine, length), self._device)
         batch.rows = torch.where(batch.rows >= 0, self._tensor(place_of)[batch.rows], -1)
-        table = self._model.table(self._content, self._tensor(rows))
-        vectors = self._model.shoppers(batch, table, self._queries)[self._tensor(there)]
+        with torch.autocast(self._device, torch.bfloat16, enabled=self.half):
+            table = self._model.table(self._content, self._tensor(rows))
+            expected = self._model.shoppers(batch, table, self._queries)
+        table, vectors = table.float(), expected[self._tensor(there)].float()
         wanted = self._tensor(place_of[target[mine, :length][there]])
         weights = self._tensor(weight[mine, :length][there].astype(np.float32))
         total = float(weight.sum())

@@ -41,7 +41,9 @@ class Recommender(nn.Module):
         events = table[batch.rows.clamp(min=0)] * (batch.rows >= 0).unsqueeze(2)
         searched = batch.queries >= 0
         if bool(searched.any()):
-            events = events.masked_scatter(searched.unsqueeze(2), self.asked(queries[batch.queries[searched]]))
+            events = events.masked_scatter(
+                searched.unsqueeze(2), self.asked(queries[batch.queries[searched]]).to(events.dtype)
+            )
         return self.sequence(events, batch.kinds, batch.gaps)
 
 

@@ -98,6 +98,25 @@ def test_gradients_of_two_workers_are_those_of_one_with_the_whole_batch(loss):
             torch.testing.assert_close(mean, whole.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("strategy", ["id", "weighted", "attention"])
+def test_in_half_precision_loss_and_gradients_stay_close(strategy):
+    """As on a GPU, here on the CPU."""
+    full, half = (make(config(strategy=strategy), cycles())[0] for _ in range(2))
+    half.half = True
+    losses = []
+    for task in (full, half):
+        loss = task.loss(0)
+        loss.backward()
+        losses.append(float(loss.detach()))
+        assert loss.dtype == torch.float32
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert losses[0] != losses[1]
+    for one, other in zip(full.module.parameters(), half.module.parameters(), strict=True):
+        if one.grad is not None:
+            assert torch.isfinite(other.grad).all()
+            assert torch.dist(one.grad, other.grad) < 0.1 * torch.linalg.norm(one.grad) + 1e-3
+
+
 def test_an_epoch_has_every_event_once():
     task, _ = make(config(), cycles())
     for epoch in (0, 1):
