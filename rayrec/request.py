@@ -5,8 +5,10 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from rayrec.errors import InvalidRequest
 from rayrec.photo import Photo
@@ -18,15 +20,18 @@ MAX_QUERY_CHARS = 1_000
 
 @dataclass(frozen=True)
 class Recent:
-    """What a shopper did with an item a moment ago, since the index was built.
+    """What a shopper did a moment ago, since the index was built: with an item, or a search for a query.
 
-    type: of EVENT_TYPES; ts_us: UTC; offset: in the log of events, so that later pages mind what the first one did.
+    type: of EVENT_TYPES; ts_us: UTC; offset: in the log of events, so that later pages mind what the first one did;
+    vector: float32 (D,), the query's, without which a search is passed over.
     """
 
-    item_id: str
+    item_id: str | None
     type: str
     ts_us: int
     offset: int = 0
+    query: str | None = None
+    vector: np.ndarray | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -171,15 +171,23 @@ class Scorer:
         )
 
     def shopper_signals(
-        self, events: Histories, now_us: int, rows: np.ndarray, wanted: Collection[str] = signals.OF_SHOPPER
+        self,
+        events: Histories,
+        now_us: int,
+        rows: np.ndarray,
+        wanted: Collection[str] = signals.OF_SHOPPER,
+        asked: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
-        """Of the shopper whose events until now_us these are, about candidates `rows`."""
+        """Of the shopper whose events until now_us these are, about candidates `rows`.
+
+        asked: vectors of events.texts; None: those are the index's own.
+        """
         items = events.rows >= 0
         ages = np.maximum(0, now_us - events.ts_us[items]) / DAY_US
         taste = scoring.Taste.of(events.rows[items], ages, self._shards.vectors)
         learned = None
         if self._model is not None and len(events.rows) and "learned" in wanted:
-            learned = self._model.expects(events, self.behavior.asked)
+            learned = self._model.expects(events, self.behavior.asked if asked is None else asked)
         return signals.of_shopper(rows, taste, learned, self.behavior, self._shards.vectors)
 
     def _for_shopper(self, request: SearchRequest, scored: Scored, coverage: Coverage) -> tuple[Scored, Coverage]:
@@ -188,13 +196,13 @@ class Scorer:
             return scored, coverage
         coverage = replace(coverage, rerank="ok")
         weights = {name: w for name, w in self.weights.signals.items() if w and name in signals.OF_SHOPPER}
-        events, now_us = self._history(request.user_id, request.recent)
+        events, asked, now_us = self._history(request.user_id, request.recent)
         if not weights or not len(events.rows) or request.sort != "relevance":
             return scored, coverage
         best = top_k(scoring.total(scored.parts), PERSONAL)
         rows = scored.candidates.rows
         try:
-            told = self.shopper_signals(events, now_us, rows[best], weights)
+            told = self.shopper_signals(events, now_us, rows[best], weights, asked)
             found = signals.weigh(told, weights)
         except Exception as error:  # a model's runtime may throw anything; the query's own order still answers
             log.exception("a shopper's taste could not be weighed")
@@ -339,7 +347,7 @@ class Scorer:
             request = replace(request, user_id=None, recent_item_ids=(), recent=())
         last_us = request.recent[-1].ts_us if request.recent else 0
         viewed = [Recent(item_id, "view", last_us) for item_id in request.recent_item_ids]
-        events, now_us = self._history(request.user_id, [*request.recent, *viewed])
+        events, asked, now_us = self._history(request.user_id, [*request.recent, *viewed])
         items = events.rows >= 0
         history, ages = events.rows[items], (now_us - events.ts_us[items]) / DAY_US
         allowed = policy.eligible(self.columns, self.columns.mask(request.filters))
@@ -350,26 +358,41 @@ class Scorer:
         near = None if taste is None else Near(taste.vector, scoring.NEAREST, allowed)
         learned = None
         if self._model is not None and len(events.rows):
-            learned = self._model.expects(events, self.behavior.asked)
+            learned = self._model.expects(events, asked)
         return RecommendPlan(history, taste, allowed, near, learned)
 
-    def _history(self, user_id: str | None, recent: Sequence[Recent]) -> tuple[Histories, int]:
-        """(a shopper's events, those that the index knows and then recent ones, the time from which ages count).
+    def _history(self, user_id: str | None, recent: Sequence[Recent]) -> tuple[Histories, np.ndarray, int]:
+        """(a shopper's events, those that the index knows and then recent ones; vectors of what they searched for; the
+        time from which ages count).
 
         Time stands still between the newest event of an index and its building, so that of an index built late what it
-        knows is not old at once. Of recent events those that the index knows already are passed over.
+        knows is not old at once. Of recent events those that the index knows already are passed over, and searches
+        where no model minds them.
         """
         events, newest_us = self.behavior.history(user_id or ""), self.behavior.now_us
+        new = [one for one in recent if not 0 < one.offset <= self._events_offset]
         known = [
-            (self.columns.row_of[one.item_id], EVENT_TYPES.index(one.type), max(0, one.ts_us - self._made_us))
-            for one in recent
-            if one.item_id in self.columns.row_of and not 0 < one.offset <= self._events_offset
+            (self.columns.row_of.get(one.item_id or "", -1), EVENT_TYPES.index(one.type), one)
+            for one in new
+            if one.item_id in self.columns.row_of or (one.vector is not None and self._model is not None)
         ]
         if not known:
-            return events, newest_us
-        rows, kinds, since = np.array(known, np.int64).T
+            return events, self.behavior.asked, newest_us
+        rows = np.array([row for row, _, _ in known], np.int64)
+        kinds = np.array([kind for _, kind, _ in known], np.int8)
+        since = np.array([max(0, one.ts_us - self._made_us) for _, _, one in known])
         ts_us = newest_us + np.maximum.accumulate(since)
-        return events.and_then(rows, kinds.astype(np.int8), ts_us), int(ts_us[-1])
+        # of all that the index has vectors for, those of this shopper alone
+        before = events.compact()
+        asked = [*self.behavior.asked[np.unique(events.queries[events.queries >= 0])]]
+        texts, queries = list(before.texts), np.full(len(known), -1, np.int64)
+        for place, (row, _, one) in enumerate(known):
+            if row < 0:
+                queries[place] = len(asked)
+                asked.append(one.vector)
+                texts.append(one.query or "")
+        vectors = np.stack(asked) if asked else self.behavior.asked[:0]
+        return before.and_then(rows, kinds, ts_us, queries, texts), vectors, int(ts_us[-1])
 
     def recommend(
         self, request: RecommendRequest, plan: RecommendPlan, near: np.ndarray, coverage: Coverage | None = None

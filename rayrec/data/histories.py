@@ -133,8 +133,13 @@ class Histories:
             return replace(nobody, users=np.array([user_id], object), start=np.zeros(2, np.int64))
         return self.take(np.array([at]))
 
-    def and_then(self, rows: np.ndarray, kinds: np.ndarray, ts_us: np.ndarray) -> "Histories":
-        """Of a single history: with events on items after it, oldest first. rows, ts_us int64, kinds int8 (n,)."""
+    def and_then(
+        self, rows: np.ndarray, kinds: np.ndarray, ts_us: np.ndarray, queries: np.ndarray, texts: Sequence[str]
+    ) -> "Histories":
+        """Of a single history: with events after it, oldest first. rows, ts_us, queries int64, kinds int8 (n,).
+
+        texts: of all queries, those of before included.
+        """
         n = len(rows)
         return Histories(
             self.users,
@@ -143,8 +148,8 @@ class Histories:
             np.concatenate([self.kinds, kinds]),
             np.concatenate([self.ts_us, ts_us]),
             np.concatenate([self.baskets, np.full(n, -1)]),
-            np.concatenate([self.queries, np.full(n, -1)]),
-            self.texts,
+            np.concatenate([self.queries, queries]),
+            texts,
         )
 
     def save(self, directory: Path) -> None:

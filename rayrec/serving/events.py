@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from rayrec.config import ServeConfig
 from rayrec.errors import NotFound, Overloaded, SchemaError, TooLarge
 from rayrec.request import Recent
-from rayrec.schema import EVENT_TYPES
 from rayrec.serving.batching import Batcher
 from rayrec.serving.models import EventBody
 from rayrec.serving.telemetry import Telemetry
@@ -22,7 +21,6 @@ from rayrec.workspace import Workspace
 R = TypeVar("R")
 _TOGETHER = 64  # requests whose events are flushed to the disk at a time
 _RECENT = 200  # newest events of a shopper that an answer minds beside those of the index
-_ITEMS = tuple(kind for kind in EVENT_TYPES if kind != "search")
 
 
 class Events:
@@ -96,13 +94,12 @@ class Events:
         return {"moved": await loop.run_in_executor(self._writer, self._store.identify, session_id, user_id)}
 
     async def recent(self, user_id: str | None, session_id: str | None) -> tuple[Recent, ...]:
-        """What a shopper did with items, oldest first. Raises Unavailable."""
+        """What a shopper did, oldest first. Raises Unavailable."""
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._reader, self._store.history, user_id, session_id, _RECENT)
         return tuple(
-            Recent(event["item_id"], event["type"], event["ts_us"], offset)
+            Recent(event.get("item_id"), event["type"], event["ts_us"], offset, event.get("query"))
             for offset, event in found
-            if event["type"] in _ITEMS
         )
 
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 _WORDS_FROM, _POPULAR_FROM = 0.5, 0.75  # of max_in_flight
+_SEARCHES_MINDED = 3  # of a shopper's newest events; a query that nobody has asked lately takes 10 ms
 _BUSY_WORDS = "busy: answered by words alone"
 _BUSY_POPULAR = f"busy: {POPULAR}"
 
@@ -70,6 +71,7 @@ class Gateway:
         return self._finished("search", answer, started, lack)
 
     async def _search(self, version: Loaded[Any], request: SearchRequest, load: float) -> Answer:
+        request = replace(request, recent=await self._with_vectors(version, request.recent, load))
         if (request.query or request.photo) and load >= _POPULAR_FROM:
             return await self._popular(version, request)
         query = self._query_vector(version, request, load)
@@ -109,7 +111,12 @@ class Gateway:
             if load >= _POPULAR_FROM:
                 coverage = Coverage(behavior="ok", degraded=True, why=_BUSY_POPULAR)
                 self.telemetry.degraded.labels("recommend", "popular").inc()
-            answer = await self._by_a_version(lambda version: self.backend.recommend(version, request, coverage))
+
+            async def ask(version: Loaded[Any]) -> Answer:
+                minded = await self._with_vectors(version, request.recent, load)
+                return await self.backend.recommend(version, replace(request, recent=minded), coverage)
+
+            answer = await self._by_a_version(ask)
         return self._finished("recommend", answer, started, lack)
 
     async def _recent(self, user_id: str | None, session_id: str | None) -> tuple[tuple[Recent, ...], str | None]:
@@ -122,6 +129,16 @@ class Gateway:
         except Unavailable:
             self.telemetry.degraded.labels("all", "history").inc()
             return (), "what the shopper did lately is not known: the store does not answer"
+
+    async def _with_vectors(self, version: Loaded[Any], recent: Sequence[Recent], load: float) -> tuple[Recent, ...]:
+        """With the vectors of the newest searches among them; of others, and of those that cannot be had, without."""
+        searched = [place for place, one in enumerate(recent) if one.query][-_SEARCHES_MINDED:]
+        found = list(recent)
+        for place in searched:
+            vector = await self._query_vector(version, SearchRequest(str(found[place].query)), load)
+            if isinstance(vector, np.ndarray):
+                found[place] = replace(found[place], vector=vector)
+        return tuple(found)
 
     async def item(self, item_id: str) -> dict[str, Any]:
         """Raises NotFound, Overloaded, Unavailable."""

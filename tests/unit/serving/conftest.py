@@ -17,6 +17,7 @@ from rayrec.serving.events import Events, store_url
 from rayrec.serving.gateway import Gateway
 from rayrec.serving.http import create_app
 from rayrec.serving.telemetry import Telemetry, exposition
+from rayrec.serving.versions import Live
 from rayrec.store import EventStore, open_store
 from rayrec.workspace import Workspace
 from tests.fakes import FakeEncoder, FakeImageEncoder, make_catalog, make_shoppers, publish_index
@@ -55,6 +56,22 @@ def fake_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder_exports, "open_for", lambda ws, encoder, **_: FakeEncoder())
     monkeypatch.setattr(encoder_exports, "open_images", images)
     monkeypatch.setattr(encoder_exports, "image_preprocess", preprocess)
+
+
+@pytest.fixture(autouse=True)
+def nobody_goes_on_looking(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test made to follow a workspace stops when the test ends: hundreds would slow the others down."""
+    made: list[Live[Any]] = []
+    begin = Live.__init__
+
+    def noted(self: Live[Any], *args: Any, **kwargs: Any) -> None:
+        begin(self, *args, **kwargs)
+        made.append(self)
+
+    monkeypatch.setattr(Live, "__init__", noted)
+    yield
+    for live in made:
+        live.close()
 
 
 @pytest.fixture

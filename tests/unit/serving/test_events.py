@@ -169,6 +169,25 @@ def test_what_an_index_knows_already_is_not_counted_again(app, make_app, monkeyp
     assert recommended(app, user_id="ann") == popular
 
 
+def test_what_was_searched_for_just_now_counts_where_a_model_minds_it(app, ws):
+    searched = {"event_id": "e1", "type": "search", "query": "frozen pizza", "user_id": "ann"}
+    popular = recommended(app)
+    send(app, searched)
+    assert recommended(app, user_id="ann") == popular  # nothing that is counted minds a search
+
+    ws.promote(model=publish_model(ws, make_catalog()))
+    time.sleep(0.3)
+    minded = recommended(app, user_id="ann")
+    assert minded != popular
+    assert recommended(app, user_id="bob") == popular
+    send(app, {**searched, "event_id": "e2", "query": "usb cable"})
+    assert recommended(app, user_id="ann") != minded
+    # of a shopper that the index knows, whose events come before
+    known = recommended(app, user_id="u01")
+    send(app, {**searched, "event_id": "e3", "user_id": "u01"}, click("e4", "i0003", "u01"))
+    assert recommended(app, user_id="u01") != known
+
+
 def test_items_that_the_catalog_lacks_and_searches_change_nothing(app):
     popular = recommended(app)
     answer = send(
