@@ -54,7 +54,9 @@ def _named(table: pa.Table, rows: list[int], raw: RawTable, quarantine: Quaranti
 
 
 def _event_id(row: dict[str, object]) -> str:
-    return hashlib.blake2b(repr(sorted(row.items())).encode(), digest_size=12).hexdigest()
+    # ids of before there was `shown` stay what they were
+    named = sorted((name, value) for name, value in row.items() if name != "shown" or value is not None)
+    return hashlib.blake2b(repr(named).encode(), digest_size=12).hexdigest()
 
 
 def dedupe(events: pa.Table) -> pa.Table:

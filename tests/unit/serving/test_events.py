@@ -27,6 +27,15 @@ def recommended(app, **asked):
     return [hit["item_id"] for hit in app.call("POST", "/v1/recommend", {"k": 10, **asked}).json["hits"]]
 
 
+def answers_with(app, ws, model):
+    """Promote a model and wait until the replica has followed."""
+    ws.promote(model=model)
+    deadline = time.monotonic() + 20
+    while app.call("POST", "/v1/recommend", {}).json["versions"]["model"] != model:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def now_us():
     return int(time.time() * 1e6)
 
@@ -113,9 +122,8 @@ def test_a_session_is_minded_and_becomes_its_user(app):
 
 
 def test_searches_mind_what_was_done_just_now_and_their_pages_do_not_move(app, ws):
-    ws.promote(model=publish_model(ws, make_catalog(), signals={"repeat": 0.5, "taste": 0.3}))
+    answers_with(app, ws, publish_model(ws, make_catalog(), signals={"repeat": 0.5, "taste": 0.3}))
     asked = {"query": "acme", "user_id": "ann", "page_size": 5}
-    time.sleep(0.3)  # until the replica has followed
 
     def search(**more):
         return app.call("POST", "/v1/search", {**asked, **more}).json
@@ -175,8 +183,7 @@ def test_what_was_searched_for_just_now_counts_where_a_model_minds_it(app, ws):
     send(app, searched)
     assert recommended(app, user_id="ann") == popular  # nothing that is counted minds a search
 
-    ws.promote(model=publish_model(ws, make_catalog()))
-    time.sleep(0.3)
+    answers_with(app, ws, publish_model(ws, make_catalog()))
     minded = recommended(app, user_id="ann")
     assert minded != popular
     assert recommended(app, user_id="bob") == popular
