@@ -196,8 +196,10 @@ class Scorer:
             return scored, coverage
         coverage = replace(coverage, rerank="ok")
         weights = {name: w for name, w in self.weights.signals.items() if w and name in signals.OF_SHOPPER}
+        if not weights or request.sort != "relevance":
+            return scored, coverage
         events, asked, now_us = self._history(request.user_id, request.recent)
-        if not weights or not len(events.rows) or request.sort != "relevance":
+        if not len(events.rows):
             return scored, coverage
         best = top_k(scoring.total(scored.parts), PERSONAL)
         rows = scored.candidates.rows
@@ -243,9 +245,9 @@ class Scorer:
         if request.cursor is not None:
             pinned = cursor_state(request.cursor)
             request = replace(request, recent=[one for one in request.recent if one.offset <= pinned])
-        state = max((one.offset for one in request.recent), default=0)
         scored, coverage = self._for_shopper(request, scored, coverage)
-        by = f"{coverage.ordered_by} {self.versions['model'] or ''}"
+        state = max((one.offset for one in request.recent), default=0) if coverage.behavior == "ok" else 0
+        by = f"{coverage.ordered_by} {self.versions['model'] or ''} {state}"
         page = request.page if request.cursor is None else read_cursor(request.cursor, index, asked, by)
         scores = scoring.total(scored.parts)
         first = (page - 1) * request.page_size

@@ -132,6 +132,8 @@ class Gateway:
 
     async def _with_vectors(self, version: Loaded[Any], recent: Sequence[Recent], load: float) -> tuple[Recent, ...]:
         """With the vectors of the newest searches among them; of others, and of those that cannot be had, without."""
+        if version.pair.model is None:  # nothing minds them
+            return tuple(recent)
         searched = [place for place, one in enumerate(recent) if one.query][-_SEARCHES_MINDED:]
         found = list(recent)
         for place in searched:

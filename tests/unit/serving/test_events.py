@@ -144,6 +144,22 @@ def test_searches_mind_what_was_done_just_now_and_their_pages_do_not_move(app, w
     assert search(cursor=after["cursor"])["hits"] == following["hits"]
 
 
+def test_a_page_that_would_mind_less_than_the_one_before_is_refused(app, ws, monkeypatch):
+    answers_with(app, ws, publish_model(ws, make_catalog(), signals={"repeat": 0.5}))
+    asked = {"query": "acme", "user_id": "ann", "page_size": 5}
+    send(app, click("e1"))
+    cursor = app.call("POST", "/v1/search", asked).json["cursor"]
+    plain = app.call("POST", "/v1/search", {**asked, "sort": "price_asc"}).json["cursor"]
+
+    def away(*_):
+        raise Unavailable("the store does not answer")
+
+    monkeypatch.setattr(app.gateway.events._store, "history", away)
+    assert app.call("POST", "/v1/search", {**asked, "cursor": cursor}).error["code"] == "stale_cursor"
+    # an order that is nobody's own goes on
+    assert app.call("POST", "/v1/search", {**asked, "sort": "price_asc", "cursor": plain}).status == 200
+
+
 def test_late_events_find_their_place_and_the_future_is_refused(app):
     now = now_us()
     answer = send(
