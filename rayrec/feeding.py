@@ -6,10 +6,11 @@ Sent in batches and again until they are acknowledged; as each has an id, sendin
 import contextlib
 import hashlib
 import http.client
-import itertools
 import json
+import queue
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -101,30 +102,60 @@ def _message(body: bytes) -> str | None:
 def feed_lines(lines: BinaryIO, feeder: Feeder, on_progress: Told | None = None) -> None:
     """Newline JSON, an event a line; without an event_id its id is that of its place and content.
 
-    A line that is no JSON object is rejected, the others are sent.
+    A line that is no JSON object is rejected, the others are sent. Nothing waits for company: of a pipe, what is there
+    is sent.
     """
-    good = _parsed(enumerate(lines, 1), feeder.fed)
-    while batch := list(itertools.islice(good, BATCH)):
+    for some in _as_they_come(lines):
+        batch = []
+        for number, line in some:
+            event = _parsed(number, line, feeder.fed)
+            if event is not None:
+                batch.append((number, event))
         feeder.send(batch)
         if on_progress is not None:
-            on_progress(batch[-1][0])
+            on_progress(some[-1][0])
 
 
-def _parsed(lines: Iterable[tuple[int, bytes]], fed: Fed) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in lines:
-        if not line.strip():
-            continue
+def _as_they_come(lines: BinaryIO) -> Iterator[list[tuple[int, bytes]]]:
+    """Numbered lines that are there already, at most BATCH at a time; waits for the first."""
+    read: queue.Queue[tuple[int, bytes] | None] = queue.Queue(2 * BATCH)
+    failed: list[Exception] = []
+
+    def reading() -> None:
         try:
-            event = json.loads(line)
-        except ValueError as error:
-            fed.reject(number, "invalid_json", str(error))
-            continue
+            for numbered in enumerate(lines, 1):
+                read.put(numbered)
+        except (OSError, ValueError) as error:
+            failed.append(error)
+        finally:
+            read.put(None)
+
+    threading.Thread(target=reading, name="rayrec-lines", daemon=True).start()
+    there: tuple[int, bytes] | None = read.get()
+    while there is not None:
+        some = [there]
+        with contextlib.suppress(queue.Empty):
+            while len(some) < BATCH and (there := read.get_nowait()) is not None:
+                some.append(there)
+        yield some
+        there = None if there is None else read.get()
+    if failed:
+        raise RayrecError(f"reading the events failed: {failed[0]}")
+
+
+def _parsed(number: int, line: bytes, fed: Fed) -> dict[str, Any] | None:
+    if not line.strip():
+        return None
+    try:
+        event = json.loads(line)
         if not isinstance(event, dict):
-            fed.reject(number, "invalid_json", f"expected an object, got {type(event).__name__}")
-            continue
-        if event.get("event_id") is None:
-            event["event_id"] = hashlib.blake2b(b"%d " % number + line, digest_size=12).hexdigest()
-        yield number, event
+            raise ValueError(f"expected an object, got {type(event).__name__}")
+    except ValueError as error:
+        fed.reject(number, "invalid_json", str(error))
+        return None
+    if event.get("event_id") is None:
+        event["event_id"] = hashlib.blake2b(b"%d " % number + line, digest_size=12).hexdigest()
+    return event
 
 
 def feed_stream(
