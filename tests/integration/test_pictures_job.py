@@ -22,6 +22,7 @@ from rayrec.errors import IncompatibleArtifact, NotFound
 from rayrec.pipelines.embed import EmbedSummary, embed
 from rayrec.pipelines.embed_pictures import embed_pictures, picture_hashes
 from rayrec.pipelines.index import index
+from rayrec.pipelines.pool import default_workers
 from rayrec.schema import CONTENT_HASH
 from rayrec.workspace import Workspace
 from tests.fakes import make_photo
@@ -273,7 +274,8 @@ def test_gpu_workers_run_torch_in_bf16_and_share_the_space(own: Shop):
     config = EmbedConfig(gpus_per_worker=0.5, block_rows=16)
     done = embed_pictures(config, own.images(), own.ws, own.first.catalog, own.space)
     assert (done.embedded, done.reused, sum(done.quarantined.values())) == (GOOD - 1, 0, 12)
-    assert len(done.workers) == 2, "two workers share the GPU"
+    assert default_workers(config) == 2, "two workers share the GPU"
+    assert 1 <= len(done.workers) <= 2, "one may have done all before the other had its model"
     one, other = own.vectors(own.good), own.vectors(own.good, "bf16")
     assert (one * other).sum(1).min() > 0.99
     assert np.abs(one - other).max() > 1e-5, "not what fp32 gives"

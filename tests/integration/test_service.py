@@ -57,7 +57,7 @@ def test_pages_of_a_search_are_disjoint_over_replicas(service: Service):
     assert len(replicas) == 2
 
 
-def test_a_click_is_minded_by_every_replica_at_once_and_by_those_that_come_after_them(service: Service):
+def test_a_click_is_minded_by_every_replica_at_once(service: Service):
     item = service.search("frozen pizza")["hits"][0]["item_id"]
 
     def told_by_both(shopper: str) -> dict[str, list[str]]:
@@ -77,14 +77,6 @@ def test_a_click_is_minded_by_every_replica_at_once_and_by_those_that_come_after
     assert len({tuple(items) for items in minded.values()}) == 1
     assert set(map(tuple, minded.values())) != set(map(tuple, stranger.values()))
     assert service.ask("POST", "/v1/events", {"events": [clicked]}).json["duplicates"] == 1
-
-    for replica in service.replicas("Gateway"):
-        replica.kill()
-    until(lambda: service.ask("GET", "/readyz").status == 200 and len(service.replicas("Gateway")) == 2, 60)
-    until(lambda: service.metric("rayrec_version_replicas", part="gateway") == 2, 30)
-    after = told_by_both("nobody yet")
-    assert not after.keys() & minded.keys()
-    assert set(map(tuple, after.values())) == set(map(tuple, minded.values()))
 
 
 def test_events_are_fed_by_line_and_replayed_from_the_record(service: Service, tmp_path: Path):
