@@ -14,7 +14,7 @@ import pyarrow as pa
 from rayrec.data import events
 from rayrec.errors import NotFound
 from rayrec.schema import EVENTS, validate
-from rayrec.store import EventStore, open_store
+from rayrec.store import EventStore, file_in, open_store
 from rayrec.workspace import ENVELOPE, Workspace
 
 log = logging.getLogger(__name__)
@@ -49,8 +49,7 @@ def read_events(ws: Workspace, version: str) -> pa.Table:
 
 def default_store(ws: Workspace) -> str | None:
     """URL of the store that a service on one machine keeps in its workspace; None where there is none."""
-    path = ws.path("store", "live.db")
-    return f"sqlite:///{path}" if ws.is_local and ws.exists("store", "live.db") else None
+    return file_in(ws.root) if ws.is_local and ws.exists("store", "live.db") else None
 
 
 def export_events(ws: Workspace, url: str | None = None) -> Exported:

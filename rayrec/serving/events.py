@@ -15,7 +15,7 @@ from rayrec.request import Recent
 from rayrec.serving.batching import Batcher
 from rayrec.serving.models import EventBody
 from rayrec.serving.telemetry import Telemetry
-from rayrec.store import Event, EventStore
+from rayrec.store import Event, EventStore, file_in
 from rayrec.workspace import Workspace
 
 R = TypeVar("R")
@@ -109,7 +109,7 @@ def store_url(config: ServeConfig, ws: Workspace, nodes: int) -> str | None:
     Raises SchemaError for a file of one machine where several nodes would each write their own.
     """
     if config.store is None:
-        return f"sqlite:///{ws.path('store', 'live.db')}" if ws.is_local and nodes == 1 else None
+        return file_in(ws.root) if ws.is_local and nodes == 1 else None
     if config.store.startswith("sqlite:") and nodes > 1:
         raise SchemaError(f"store: SQLite is for one machine, this cluster has {nodes} nodes; use redis://")
     return config.store

@@ -3,7 +3,7 @@
 A plain class: with a backend that a test makes it needs neither Ray nor HTTP.
 
 Under load it steps down rather than queue: full -> words alone -> what is popular -> 429. Each step costs less than
-the one before, and the answer's `coverage` names it. (There is no reranker yet to leave out first.)
+the one before, and the answer's `coverage` names it. (Weighing signals, under a millisecond, is not a step of its own.)
 """
 
 import asyncio

@@ -73,6 +73,11 @@ def open_store(url: str) -> EventStore:
     raise SchemaError("store: expected sqlite:///path, redis://host:port/number or rediss://..., got another URL")
 
 
+def file_in(root: str) -> str:
+    """URL of the file in which a workspace's own store is, on one machine."""
+    return f"{_FILE}{root}/store/live.db"
+
+
 def shopper(user_id: str | None, session_id: str | None) -> str | None:
     """Whose an event is: the user's, or a session's while nobody said whose that is."""
     if user_id is not None:
