@@ -4,6 +4,9 @@ Only `item_id` and `title` of an item, and `type` and `ts_us` of an event, are r
 column may be null. Times are UTC microseconds since 1970, money is whole cents.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import pyarrow as pa
 
 from rayrec.errors import SchemaError
@@ -57,6 +60,21 @@ QUARANTINE = pa.schema(
 
 CONTENT_HASH = "content_hash"
 HASH_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of one item of a running shop: all of it as it is from now on, or that it is deleted.
+
+    offset: in the log of changes, which orders them. item: the columns of ITEMS that are known, None of a deleted one.
+    content: hash of what the text encoder reads of it, in hex. ts_us: when it was taken.
+    """
+
+    offset: int
+    item_id: str
+    item: dict[str, Any] | None
+    content: str | None
+    ts_us: int
 
 
 def embeddings_schema(dim: int) -> pa.Schema:

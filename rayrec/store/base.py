@@ -5,10 +5,13 @@
 [1]
 """
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rayrec.errors import SchemaError
+from rayrec.schema import Change
 
 Event = dict[str, Any]
 """The columns of EVENTS that are known; event_id, type and ts_us always are."""
@@ -54,23 +57,87 @@ class EventStore(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A change that is to be made. item, content, ts_us: as of `Change`.
+
+    unless_after: an offset; the change is made only if the item has none after that. None: whatever came before.
+    """
+
+    item_id: str
+    item: dict[str, Any] | None
+    content: str | None
+    ts_us: int
+    unless_after: int | None = None
+
+
+class CatalogLog(Protocol):
+    """A log of changes of items, numbered from 1 in the order in which they were taken, and vectors of their contents.
+
+    Safe to use from several threads, and from several processes at a time. What cannot be reached raises Unavailable.
+    """
+
+    def change(self, wanted: Sequence[Wanted], vectors: Mapping[str, bytes]) -> list[int | None]:
+        """Offsets of the changes, None of one whose `unless_after` forbids it. vectors: to be kept beside them, by key.
+
+        When it returns, all of it survives the loss of power, and every reader sees it.
+        """
+        ...
+
+    def changes(self, after: int, limit: int) -> list[Change]:
+        """Changes of offsets above `after`, in their order."""
+        ...
+
+    def vectors(self, keys: Iterable[str]) -> dict[str, bytes]:
+        """Those of the keys that are kept."""
+        ...
+
+    def newest(self) -> int:
+        """The highest offset ever given; 0 before the first change."""
+        ...
+
+    def cut(self, until: int) -> int:
+        """Drop the changes of offsets up to `until`, and the vectors that came with them; how many changes that was."""
+        ...
+
+    def close(self) -> None: ...
+
+
 def open_store(url: str) -> EventStore:
     """sqlite:///path (absolute with four slashes), redis:// or rediss:// (TLS), with a password if it has one.
 
     Raises SchemaError for a URL that names no store, or a Redis that may lose what it acknowledged; Unavailable for one
     that does not answer.
     """
-    if url.startswith(_FILE) and len(url) > len(_FILE):
+    if _is_file(url):
         from rayrec.store.sqlite import SqliteStore
 
         return SqliteStore(url[len(_FILE) :])
-    if url.startswith(("redis://", "rediss://")):
-        try:
-            from rayrec.store.redis import RedisStore
-        except ImportError as error:
-            raise SchemaError('store: Redis needs its client; pip install "rayrec[redis]"') from error
-        return RedisStore(url)
-    raise SchemaError("store: expected sqlite:///path, redis://host:port/number or rediss://..., got another URL")
+    from rayrec.store.redis import RedisStore
+
+    return RedisStore(url)
+
+
+def open_catalog_log(url: str) -> CatalogLog:
+    """The log of a store. URLs and errors as of `open_store`."""
+    if _is_file(url):
+        from rayrec.store.sqlite_catalog import SqliteCatalogLog
+
+        return SqliteCatalogLog(url[len(_FILE) :])
+    from rayrec.store.redis_catalog import RedisCatalogLog
+
+    return RedisCatalogLog(url)
+
+
+def _is_file(url: str) -> bool:
+    """Whether it names a file, else a Redis. Raises SchemaError."""
+    if url.startswith(_FILE) and len(url) > len(_FILE):
+        return True
+    if not url.startswith(("redis://", "rediss://")):
+        raise SchemaError("store: expected sqlite:///path, redis://host:port/number or rediss://..., got another URL")
+    if importlib.util.find_spec("redis") is None:
+        raise SchemaError('store: Redis needs its client; pip install "rayrec[redis]"')
+    return False
 
 
 def file_in(root: str) -> str:

@@ -1,24 +1,18 @@
-"""The store in Redis, for many hosts. Its append-only file must be on and flushed at every write, or it is refused.
+"""Events in Redis, for many hosts.
 
 Keys, all in one hash slot: `events` a stream of id offset-0, `last` the highest offset, `ids` event_id -> offset,
 `of:SHOPPER` the newest events by time, `sessions` session_id -> user_id, `firsts` the same as it was said first: whose
 the events of before became.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import orjson
-import redis
 
-from rayrec.errors import SchemaError, Unavailable
 from rayrec.store.base import HISTORY, Event, Numbered, told
+from rayrec.store.redis_client import PREFIX, DurableRedis
 
-T = TypeVar("T")
-_PREFIX = "{rayrec}:"
-_TIMEOUT_S = 5.0
-_DURABLE = {"appendonly": "yes", "appendfsync": "always"}
 _WHOSE = """
 local function whose(user, session)
   if user ~= '' then return 'u:' .. user end
@@ -87,21 +81,9 @@ class RedisStore:
     """As EventStore says."""
 
     def __init__(self, url: str):
-        client: Any = redis.Redis.from_url(
-            url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, health_check_interval=30
-        )
-        self._client = client
-        self._keys = [_PREFIX + name for name in ("events", "ids", "sessions", "of:", "last", "firsts")]
-        for name, wanted in _DURABLE.items():
-            try:
-                found = self._call(partial(client.config_get, name)).get(name)
-            except redis.ResponseError as error:
-                raise SchemaError(f"store: this Redis does not tell its {name}, which must be {wanted}") from error
-            if found != wanted:
-                raise SchemaError(
-                    f"store: this Redis has {name} {found}, and could lose what it acknowledged; "
-                    f"set '{name} {wanted}' in its configuration"
-                )
+        self._redis = DurableRedis(url)
+        self._keys = [PREFIX + name for name in ("events", "ids", "sessions", "of:", "last", "firsts")]
+        client = self._redis.client
         self._append, self._identify, self._history = (
             client.register_script(text) for text in (_APPEND, _IDENTIFY, _HISTORY)
         )
@@ -111,22 +93,22 @@ class RedisStore:
         for event in events:
             about = (event.get("user_id") or "", event.get("session_id") or "")
             arguments += [event["event_id"], *about, event["ts_us"], orjson.dumps(event)]
-        return [offset or None for offset in self._call(lambda: self._append(keys=self._keys, args=arguments))]
+        return [offset or None for offset in self._redis.call(lambda: self._append(keys=self._keys, args=arguments))]
 
     def history(self, user_id: str | None, session_id: str | None, limit: int = HISTORY) -> list[Numbered]:
         asked = [limit, user_id or "", session_id or ""]
-        found = self._call(lambda: self._history(keys=self._keys, args=asked))
+        found = self._redis.call(lambda: self._history(keys=self._keys, args=asked))
         rows = sorted((int(float(ts)), member) for member, ts in zip(found[::2], found[1::2], strict=True))
         return [(int(m[:_OFFSET_DIGITS]), orjson.loads(m[_OFFSET_DIGITS:])) for _, m in rows[-limit:]]
 
     def identify(self, session_id: str, user_id: str) -> int:
-        return self._call(lambda: self._identify(keys=self._keys, args=[HISTORY, session_id, user_id]))
+        return self._redis.call(lambda: self._identify(keys=self._keys, args=[HISTORY, session_id, user_id]))
 
     def read(self, after: int, limit: int) -> list[Numbered]:
-        entries = self._call(lambda: self._client.xrange(self._keys[0], min=f"{after + 1}-0", count=limit))
+        entries = self._redis.call(lambda: self._redis.client.xrange(self._keys[0], min=f"{after + 1}-0", count=limit))
         whose = [values[b"s"].decode() for _, values in entries]
         sessions = sorted({name[2:] for name in whose if name.startswith("s:")})
-        users = self._call(lambda: self._client.hmget(self._keys[5], sessions)) if sessions else []
+        users = self._redis.call(lambda: self._redis.client.hmget(self._keys[5], sessions)) if sessions else []
         user_of = {f"s:{s}": f"u:{user.decode()}" for s, user in zip(sessions, users, strict=True) if user is not None}
         return [
             (int(entry.split(b"-")[0]), told(orjson.loads(values[b"b"]), user_of.get(name, name)))
@@ -134,16 +116,7 @@ class RedisStore:
         ]
 
     def end(self) -> int:
-        return int(self._call(lambda: self._client.get(self._keys[4])) or 0)
+        return int(self._redis.call(lambda: self._redis.client.get(self._keys[4])) or 0)
 
     def close(self) -> None:
-        self._client.close()
-
-    @staticmethod
-    def _call(work: Callable[[], T]) -> T:
-        try:
-            return work()
-        except redis.AuthenticationError as error:
-            raise SchemaError("store: Redis refuses the user or password of the URL") from error
-        except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError) as error:
-            raise Unavailable(f"the store does not answer ({type(error).__name__}); try again") from error
+        self._redis.client.close()

@@ -1,22 +1,14 @@
-"""The store in one file, for one machine: several processes may have it open at a time.
-
-Write-ahead log with synchronous=FULL: a commit returns after its pages were flushed to the disk.
-"""
+"""Events in one SQLite file, for one machine: several processes may have it open at a time."""
 
 import sqlite3
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
 
-from rayrec.errors import SchemaError, Unavailable
 from rayrec.store.base import HISTORY, Event, Numbered, shopper, told
+from rayrec.store.sqlite_file import SqliteFile
 
-_WAIT_S = 10.0  # for another process's commit
-_CACHE_KIB = 64 << 10
-_LOG_PAGES = 8_000  # of 4 KiB: a page that many events touch is moved into the file once, not for each
 _TABLES = """
 CREATE TABLE IF NOT EXISTS events (
   offset INTEGER PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, shopper TEXT, ts_us INTEGER NOT NULL,
@@ -28,20 +20,13 @@ CREATE TABLE IF NOT EXISTS sessions (session_id TEXT PRIMARY KEY, user_id TEXT N
 
 
 class SqliteStore:
-    """As EventStore says. A connection per thread; a commit at a time."""
+    """As EventStore says."""
 
     def __init__(self, path: str | Path):
-        self._path = Path(path)
-        self._own = threading.local()
-        self._open: list[sqlite3.Connection] = []
-        self._lock = threading.Lock()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._writing() as db:
-            for statement in _TABLES.split(";"):
-                db.execute(statement)
+        self._file = SqliteFile(path, _TABLES)
 
     def append(self, events: Sequence[Event]) -> list[int | None]:
-        with self._writing() as db:
+        with self._file.writing() as db:
             last = self._end(db)
             rows = [
                 (
@@ -61,7 +46,7 @@ class SqliteStore:
         return [new.pop(event["event_id"], None) for event in events]
 
     def history(self, user_id: str | None, session_id: str | None, limit: int = HISTORY) -> list[Numbered]:
-        with self._reading() as db:
+        with self._file.reading() as db:
             asked = (self._whose(db, user_id, None), self._whose(db, None, session_id))
             rows = [
                 row
@@ -74,7 +59,7 @@ class SqliteStore:
         return [(offset, orjson.loads(body)) for _, offset, body in sorted(rows)[-limit:]]
 
     def identify(self, session_id: str, user_id: str) -> int:
-        with self._writing() as db:
+        with self._file.writing() as db:
             db.execute(
                 "INSERT INTO sessions VALUES (?, ?) ON CONFLICT (session_id) DO UPDATE SET user_id = excluded.user_id",
                 (session_id, user_id),
@@ -86,22 +71,18 @@ class SqliteStore:
             return moved.rowcount
 
     def read(self, after: int, limit: int) -> list[Numbered]:
-        with self._reading() as db:
+        with self._file.reading() as db:
             rows = db.execute(
                 "SELECT offset, shopper, body FROM events WHERE offset > ? ORDER BY offset LIMIT ?", (after, limit)
             ).fetchall()
         return [(offset, told(orjson.loads(body), whose)) for offset, whose, body in rows]
 
     def end(self) -> int:
-        with self._reading() as db:
+        with self._file.reading() as db:
             return self._end(db)
 
     def close(self) -> None:
-        with self._lock:
-            for connection in self._open:
-                connection.close()
-            self._open.clear()
-        self._own = threading.local()
+        self._file.close()
 
     @staticmethod
     def _end(db: sqlite3.Connection) -> int:
@@ -113,39 +94,3 @@ class SqliteStore:
             found = db.execute("SELECT user_id FROM sessions WHERE session_id = ?", (session_id,)).fetchone()
             user_id = None if found is None else found[0]
         return shopper(user_id, session_id)
-
-    def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._own, "connection", None)
-        if connection is None:
-            # only this thread uses it; close() may come from another
-            connection = sqlite3.connect(self._path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
-            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-            if mode != "wal":
-                connection.close()
-                raise SchemaError(f"store: {self._path} is on a filesystem without a write-ahead log; use a local disk")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-            connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
-            with self._lock:
-                self._open.append(connection)
-            self._own.connection = connection
-        return connection
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        try:
-            yield self._connection()
-        except sqlite3.OperationalError as error:
-            raise Unavailable(f"the store does not answer ({error}); try again") from error
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._reading() as db:
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                raise

@@ -11,18 +11,22 @@ from pathlib import Path
 import pytest
 
 from rayrec.errors import SchemaError, Unavailable
-from rayrec.store import open_store
+from rayrec.store import Wanted, open_catalog_log, open_store
 from tests.redis_server import redis_server
 
 _WRITER = """
 import os, sys
-from rayrec.store import open_store
+from rayrec.store import Wanted, open_catalog_log, open_store
 store = open_store(sys.argv[1])
 for i in range(5):
     os.write(2, b"BEGIN\\n")
     store.append([{"event_id": f"e{i}", "type": "click", "ts_us": i, "user_id": "ann"}])
     os.write(2, b"ACKNOWLEDGED\\n")
 """
+_CHANGER = _WRITER.replace("= open_store", "= open_catalog_log").replace(
+    'store.append([{"event_id": f"e{i}", "type": "click", "ts_us": i, "user_id": "ann"}])',
+    'store.change([Wanted("a", None, None, i)], {f"v{i}": b"1"})',
+)
 
 
 def flushes(trace: str) -> list[list[str]]:
@@ -40,13 +44,14 @@ def flushes(trace: str) -> list[list[str]]:
     return found
 
 
-def test_sqlite_flushes_its_log_before_it_acknowledges(tmp_path: Path) -> None:
+@pytest.mark.parametrize("writer", [_WRITER, _CHANGER])
+def test_sqlite_flushes_its_log_before_it_acknowledges(tmp_path: Path, writer: str) -> None:
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("no strace: apt-get install strace")
     out = tmp_path / "trace"
     calls = "trace=fdatasync,fsync,pwrite64,write"
-    command = [strace, "-f", "-o", str(out), "-e", calls, sys.executable, "-c", _WRITER]
+    command = [strace, "-f", "-o", str(out), "-e", calls, sys.executable, "-c", writer]
     subprocess.run([*command, f"sqlite:///{tmp_path}/live.db"], check=True, capture_output=True, timeout=120)
 
     found = flushes(out.read_text())
@@ -57,14 +62,22 @@ def test_sqlite_flushes_its_log_before_it_acknowledges(tmp_path: Path) -> None:
         assert calls_of_append[-1] in ("fdatasync", "fsync"), calls_of_append
 
 
-def test_redis_flushes_its_file_before_it_acknowledges(tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [False, True])
+def test_redis_flushes_its_file_before_it_acknowledges(tmp_path: Path, changes: bool) -> None:
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("no strace: apt-get install strace")
     out = tmp_path / "trace"
     with redis_server(tmp_path) as server:
-        store = open_store(server.url)
-        store.append([{"event_id": "before", "type": "click", "ts_us": 0, "user_id": "ann"}])
+        store, log = open_store(server.url), open_catalog_log(server.url)
+
+        def write(name: str) -> None:
+            if changes:
+                log.change([Wanted(name, None, None, 1)], {})
+            else:
+                store.append([{"event_id": name, "type": "click", "ts_us": 1, "user_id": "ann"}])
+
+        write("before")
         assert server.pid
         command = [
             strace,
@@ -81,10 +94,11 @@ def test_redis_flushes_its_file_before_it_acknowledges(tmp_path: Path) -> None:
         with subprocess.Popen(command, stderr=subprocess.PIPE) as tracer:
             assert tracer.stderr is not None
             assert b"attached" in tracer.stderr.readline()
-            store.append([{"event_id": "e1", "type": "click", "ts_us": 1, "user_id": "ann"}])
+            write("traced")
             time.sleep(0.2)
             tracer.send_signal(signal.SIGINT)
         store.close()
+        log.close()
     order = [
         "file" if "XADD" in line or "EVALSHA" in line or "HSET" in line else call[1]
         for line in out.read_text().splitlines()
@@ -182,7 +196,7 @@ def test_nobody_there_is_said(tmp_path: Path) -> None:
 def test_a_locked_file_is_told_as_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sqlite3
 
-    monkeypatch.setattr("rayrec.store.sqlite._WAIT_S", 0.1)
+    monkeypatch.setattr("rayrec.store.sqlite_file._WAIT_S", 0.1)
     store = open_store(f"sqlite:///{tmp_path}/live.db")
     other = sqlite3.connect(tmp_path / "live.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

@@ -3,23 +3,12 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rayrec.store import EventStore, open_store
 from rayrec.store.base import HISTORY
-from tests.redis_server import redis_server
-
-
-@pytest.fixture(params=["sqlite", "redis"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/deep/live.db"
-        return
-    with redis_server(tmp_path) as server:
-        yield server.url
 
 
 @pytest.fixture
