@@ -27,7 +27,7 @@ from rayrec.encoders.image import ImageEncoder
 from rayrec.errors import IncompatibleArtifact, InvalidRequest, NotFound
 from rayrec.photo import Photo, no_pictures
 from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
-from rayrec.retrieval.base import Candidates, Probe
+from rayrec.retrieval.base import Candidates, Probe, Update
 from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.retrieval.completions import Completion
 from rayrec.retrieval.shards import Shards
@@ -43,9 +43,10 @@ POPULAR = "answered with what is popular"
 
 
 class Engine:
-    """One index version, answering. Thread-safe: nothing in it changes after loading but its caches.
+    """One index version, answering. Thread-safe, as long as nobody calls `update`: nothing else in it changes after
+    loading but its caches.
 
-    image_encoder: of an index with pictures; trained: a fusion model over its items.
+    image_encoder: of an index with pictures, which weigh image_weight beside texts; trained: a fusion model over items.
     cached_vectors: queries and photos whose vector is kept;
     candidate_cache_mib: for keeping M(q) of queries; 0 keeps none.
     """
@@ -59,6 +60,7 @@ class Engine:
         weights: FusionWeights,
         image_encoder: ImageEncoder | None = None,
         log_offset: int = 0,
+        image_weight: float | None = None,
         model: str | None = None,
         trained: TrainedModel | None = None,
         made_us: int | None = None,
@@ -72,15 +74,15 @@ class Engine:
         self.shards = shards
         self.encoder = encoder
         self.image_encoder = image_encoder
-        self.versions = {"index": index, "model": model, "log_offset": log_offset}
         self.scorer = Scorer(
             shards,
             weights=weights,
-            versions=self.versions,
+            versions={"index": index, "model": model, "log_offset": log_offset},
             model=trained,
             made_us=made_us,
             events_offset=events_offset,
         )
+        self.live = shards.live(log_offset, image_weight)
         self._vectors: LRUCache = LRUCache(cached_vectors)
         self._candidates: LRUCache = LRUCache(
             candidate_cache_mib << 20, getsizeof=lambda found: 500 + _CANDIDATE_BYTES * len(found.candidates.rows)
@@ -137,12 +139,24 @@ class Engine:
             index=index,
             weights=weights or fusion_weights(ws, model),
             log_offset=manifest["log_offset"],
+            image_weight=(manifest["encoder"].get("images") or {}).get("weight"),
             made_us=manifest["created_us"],
             events_offset=manifest.get("events_offset", 0),
             model=model,
             trained=TrainedModel.load(ws, model, shards, manifest["encoder"]["space"]),
             **caches,
         )
+
+    @property
+    def versions(self) -> dict[str, Any]:
+        return self.scorer.versions
+
+    def update(self, updates: Sequence[Update], offset: int) -> None:
+        """Take up what `live` planned of the changes up to `offset`. Never beside an answer: rows and scores change."""
+        self.scorer.update(updates, offset)
+        self.live.offset = offset
+        with self._lock:
+            self._candidates.clear()
 
     @property
     def columns(self) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 
 from rayrec.answer import Answer, Coverage, Encoded, Hit, cursor_state, fingerprint, make_cursor, read_cursor
 from rayrec.config import FusionWeights
+from rayrec.data import catalog
 from rayrec.data.histories import DAY_US, Histories
 from rayrec.errors import NotFound
 from rayrec.models.bundle import BundledModel
@@ -23,7 +24,8 @@ from rayrec.ranking import policy, scoring, signals
 from rayrec.ranking.explain import reasons
 from rayrec.request import Recent, RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.retrieval import hybrid
-from rayrec.retrieval.base import Candidates, Found, Probe, top_k
+from rayrec.retrieval.base import Candidates, Column, Found, Probe, Update, top_k
+from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.retrieval.completions import Completion, Completions
 from rayrec.retrieval.shards import Shards
 from rayrec.schema import EVENT_TYPES
@@ -84,7 +86,7 @@ class TrainedModel:
     """
 
     def __init__(self, model: BundledModel, table: np.ndarray, weight: float, *, without_had: bool):
-        self._model, self._table, self._weight = model, table, weight
+        self._model, self._table, self._weight = model, Column(table), weight
         self.without_had = without_had
 
     @classmethod
@@ -97,10 +99,25 @@ class TrainedModel:
         table = model.items(shards.columns.items, *shards.contents())
         return cls(model, table, said["weight"], without_had=said["without_had"])
 
+    def update(self, updates: Sequence[Update]) -> None:
+        """Take up new contents. Of what only its price became another, the vector stays as it is."""
+        for update in updates:
+            if update.row >= len(self._table.values):
+                self._table.put(update.row, 0)
+        fresh = [update for update in updates if update.record is not None and update.text is not None]
+        if not fresh:
+            return
+        text = np.stack([update.text for update in fresh if update.text is not None])
+        pictures = [update.picture for update in fresh if update.picture is not None]
+        items = catalog.table([update.record for update in fresh if update.record is not None])
+        made = self._model.items(items, text, np.stack(pictures) if len(pictures) == len(fresh) else None)
+        for update, vector in zip(fresh, made, strict=True):
+            self._table.put(update.row, vector)
+
     def expects(self, events: Histories, asked: np.ndarray) -> scoring.Learned:
         """Of one shopper; asked: vectors of events.texts."""
-        shopper = self._model.shoppers(events, self._table, asked if len(asked) else None)[0]
-        return scoring.Learned(self._table @ shopper, self._weight)
+        shopper = self._model.shoppers(events, self._table.values, asked if len(asked) else None)[0]
+        return scoring.Learned(self._table.values @ shopper, self._weight)
 
 
 def _added(parts: scoring.Parts, more: scoring.Parts) -> scoring.Parts:
@@ -108,7 +125,7 @@ def _added(parts: scoring.Parts, more: scoring.Parts) -> scoring.Parts:
 
 
 class Scorer:
-    """Thread-safe: nothing in it changes after loading but caches."""
+    """Thread-safe, as long as nobody calls `update`: nothing else in it changes after loading but caches."""
 
     def __init__(
         self,
@@ -129,11 +146,29 @@ class Scorer:
         self._made_us = shards.behavior.now_us if made_us is None else made_us
         self._model = model
         self.columns = shards.columns
-        self.behavior = shards.behavior
         self.weights = weights
         self.versions = dict(versions)
-        self._pictures = shards.contents()[1] if "image" in weights.signals else None
+        pictures = shards.contents()[1] if "image" in weights.signals else None
+        self._pictures = None if pictures is None else Column(pictures)
         self._completions = Completions.build(shards.columns, shards.behavior.popularity, shards.analyzer.starts)
+
+    @property
+    def behavior(self) -> BehaviorIndex:
+        return self._shards.behavior
+
+    def update(self, updates: Sequence[Update], offset: int) -> None:
+        """Take up what became of items by changes up to `offset`, shards included. Never beside an answer."""
+        before = [
+            self.columns.records([u.row])[0] if self.columns.row(u.item_id) is not None else None for u in updates
+        ]
+        self._shards.update(updates)
+        for update, old in zip(updates, before, strict=True):
+            self._completions.change(old, update.record, float(self.behavior.popularity[update.row]))
+            if self._pictures is not None and (update.picture is not None or update.row >= len(self._pictures.values)):
+                self._pictures.put(update.row, 0 if update.picture is None else update.picture)
+        if self._model is not None:
+            self._model.update(updates)
+        self.versions["log_offset"] = offset
 
     @property
     def learns(self) -> bool:
@@ -153,7 +188,7 @@ class Scorer:
 
     def scored(self, probe: Probe, found: list[Found], *, mode: str = "hybrid") -> Scored:
         """M(q) and the parts of each candidate's score; by words or vectors as they are in the modes of one of them."""
-        candidates = hybrid.join(found, probe.background, self.columns.n)
+        candidates = hybrid.join(found, probe.background, self.columns.n, self.columns.there)
         share = 0.0 if probe.vector is None else 1.0 if probe.query is None else self.weights.dense
         parts = hybrid.fuse(candidates, self.weights.model_copy(update={"dense": share}))
         if self.weights.signals and mode == "hybrid":
@@ -164,7 +199,9 @@ class Scorer:
         self, probe: Probe, candidates: Candidates, pictures: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
         """pictures: float32 (N, D) of all items, where the weights do not ask for them themselves."""
-        rows, pictures = candidates.rows, self._pictures if pictures is None else pictures
+        rows = candidates.rows
+        if pictures is None and self._pictures is not None:
+            pictures = self._pictures.values
         looks = None if pictures is None or probe.vector is None else pictures[rows] @ probe.vector
         return signals.of_query(
             candidates, self.columns.numbers("price_cents")[rows], self.behavior.popularity[rows], looks
@@ -219,10 +256,11 @@ class Scorer:
 
     def everything(self) -> Scored:
         """M of no query, by popularity."""
-        n = self.columns.n
-        none = np.zeros(n, np.float32)
-        popular = self.behavior.popularity.astype(np.float64)
-        return Scored(Candidates(np.arange(n), none, none, np.zeros(n, bool)), {"popular": popular})
+        there = self.columns.there
+        rows = np.arange(self.columns.n) if there is None else np.flatnonzero(there)
+        none = np.zeros(len(rows), np.float32)
+        popular = self.behavior.popularity[rows].astype(np.float64)
+        return Scored(Candidates(rows, none, none, np.zeros(len(rows), bool)), {"popular": popular})
 
     def search(self, request: SearchRequest, scored: Scored, coverage: Coverage) -> Answer:
         """Raises InvalidRequest."""
@@ -374,9 +412,9 @@ class Scorer:
         events, newest_us = self.behavior.history(user_id or ""), self.behavior.now_us
         new = [one for one in recent if not 0 < one.offset <= self._events_offset]
         known = [
-            (self.columns.row_of.get(one.item_id or "", -1), EVENT_TYPES.index(one.type), one)
+            (row, EVENT_TYPES.index(one.type), one)
             for one in new
-            if one.item_id in self.columns.row_of or (one.vector is not None and self._model is not None)
+            if (row := self._row_or_none(one)) >= 0 or (one.vector is not None and self._model is not None)
         ]
         if not known:
             return events, self.behavior.asked, newest_us
@@ -395,6 +433,10 @@ class Scorer:
                 texts.append(one.query or "")
         vectors = np.stack(asked) if asked else self.behavior.asked[:0]
         return before.and_then(rows, kinds, ts_us, queries, texts), vectors, int(ts_us[-1])
+
+    def _row_or_none(self, one: Recent) -> int:
+        row = None if one.item_id is None else self.columns.row(one.item_id)
+        return -1 if row is None else row
 
     def recommend(
         self, request: RecommendRequest, plan: RecommendPlan, near: np.ndarray, coverage: Coverage | None = None
@@ -428,9 +470,10 @@ class Scorer:
         return f"bought together with {self.columns.records([companion])[0]['title']}"
 
     def _row(self, item_id: str) -> int:
-        if item_id not in self.columns.row_of:
+        row = self.columns.row(item_id)
+        if row is None:
             raise NotFound(f"item {item_id!r} is not in index {self.versions['index']}")
-        return self.columns.row_of[item_id]
+        return row
 
     def _ranked(
         self, started: float, rows: np.ndarray, parts: scoring.Parts, k: int, texts: Texts | None, coverage: Coverage

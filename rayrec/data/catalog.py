@@ -5,8 +5,9 @@ and a new title costs one embedding.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +18,7 @@ from rayrec.data.readers import RawTable
 from rayrec.errors import SchemaError
 from rayrec.schema import CONTENT_HASH, HASH_BYTES, ITEMS
 
+_CONTENT = ("title", "brand", "category", "description")
 CATALOG = ITEMS.append(pa.field(CONTENT_HASH, pa.binary(HASH_BYTES), nullable=False))
 
 
@@ -60,16 +62,20 @@ def item_texts(items: pa.Table) -> list[str]:
 
     Brand and categories that the title says already are left out: fewer tokens, the same content.
     """
-    return [
-        ". ".join(part for part in (title, _new_words(title, [brand]), _new_words(title, category), text) if part)
-        for title, brand, category, text in zip(
-            items.column("title").to_pylist(),
-            items.column("brand").to_pylist(),
-            items.column("category").to_pylist(),
-            items.column("description").to_pylist(),
-            strict=True,
-        )
-    ]
+    return [item_text(record) for record in items.select(_CONTENT).to_pylist()]
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """ITEMS of records whose attributes are dicts; what one does not say is null."""
+    rows = [{**record, "attributes": list((record.get("attributes") or {}).items())} for record in records]
+    return pa.Table.from_pylist(rows, schema=ITEMS)
+
+
+def item_text(record: Mapping[str, Any]) -> str:
+    """`item_texts` of one item."""
+    title, brand, category, description = (record[name] for name in _CONTENT)
+    said = (title, _new_words(title, [brand]), _new_words(title, category), description)
+    return ". ".join(part for part in said if part)
 
 
 def _new_words(title: str, words: list[str | None] | None) -> str:

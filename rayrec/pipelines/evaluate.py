@@ -77,7 +77,7 @@ def relevance(engine: Engine, judgements: Judgements, *, seeds: int = SEEDS) -> 
         full[mode] = np.array([ndcg(tops[q], judgements[q]) for q in queries])
         share[mode] = float(np.mean([judged(tops[q], judgements[q]) for q in queries]))
         rated[mode] = np.array([ndcg(_among(engine, q, mode, list(judgements[q])), judgements[q]) for q in queries])
-    row_of = engine.columns.row_of
+    row_of = engine.columns.rows
     by_row = [
         {row_of.get(item, -1 - n): rating for n, (item, rating) in enumerate(judgements[q].items())} for q in queries
     ]

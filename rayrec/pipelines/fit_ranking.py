@@ -171,7 +171,7 @@ def as_of(
 
 def from_clicks(events: pa.Table, histories: Histories, engine: Engine, since_us: int) -> Iterator[Asked]:
     """Answers to searches since a moment, and what shoppers did with them."""
-    row_of = engine.columns.row_of
+    row_of = engine.columns.rows
     newer = events.filter(pc.greater_equal(events.column("ts_us"), since_us))
     newer = newer.filter(pc.is_valid(newer.column("request_id")))
     did: dict[str, dict[str, set[int]]] = {}

@@ -1,6 +1,7 @@
 """What retrieval hands around: rows (an item's place in the catalog sorted by item_id) and scores."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,45 @@ class Found:
     cosine: np.ndarray
     all_near: bool
     best: float
+
+
+@dataclass(frozen=True)
+class Update:
+    """What became of one item of an index that answers.
+
+    record: a value for each column of ITEMS; None: it is deleted. words: (text, attributes) for the word index, and
+    vector float32 (D,), None where they are as before; text and picture: of what the vector is made.
+    """
+
+    row: int
+    item_id: str
+    record: dict[str, Any] | None
+    words: tuple[str, str] | None = None
+    vector: np.ndarray | None = None
+    text: np.ndarray | None = None
+    picture: np.ndarray | None = None
+
+
+class Column:
+    """Values of rows that are set one at a time, and grow at their end without being copied each time.
+
+    What was given is copied at the first change, never changed itself.
+    """
+
+    def __init__(self, values: np.ndarray):
+        """values: (N, ...)."""
+        self.values = values
+        self._room: np.ndarray | None = None
+
+    def put(self, row: int, value: Any) -> None:
+        """Rows between the last one and a later `row` become 0."""
+        n = max(len(self.values), row + 1)
+        if self._room is None or n > len(self._room):
+            room = np.zeros((n + n // 4 + 16, *self.values.shape[1:]), self.values.dtype)
+            room[: len(self.values)] = self.values
+            self._room = room
+        self.values = self._room[:n]
+        self.values[row] = value
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:

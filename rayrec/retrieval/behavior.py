@@ -118,6 +118,17 @@ class BehaviorIndex:
         """A shopper's last events, oldest first; without events for a stranger."""
         return self.histories.of_user(user_id)
 
+    def padded(self, n: int) -> "BehaviorIndex":
+        """Over a catalog to which items were added, of which nothing is known."""
+        more = n - len(self.popularity)
+        if not more:
+            return self
+        at = self.neighbours
+        start = np.pad(at.indptr, (0, more), mode="edge")
+        neighbours = sp.csr_matrix((at.data, at.indices, start), shape=(n, n))
+        popularity, repeat = (np.pad(values, (0, more)) for values in (self.popularity, self.repeat))
+        return replace(self, popularity=popularity, repeat=repeat, neighbours=neighbours)
+
     def save(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         np.savez(

@@ -14,7 +14,7 @@ import faiss
 import numpy as np
 
 from rayrec.errors import IncompatibleArtifact
-from rayrec.retrieval.base import Hits, top_k
+from rayrec.retrieval.base import Column, Hits, merge_top_k, top_k
 
 FLAT_MAX = 50_000
 HNSW_MAX = 2_000_000
@@ -35,13 +35,21 @@ def choose(n: int) -> str:
 
 
 class DenseIndex:
-    """One shard's vectors. Positions are 0..n-1 in the order they were given."""
+    """One shard's vectors. Positions are 0..n-1 in the order they were given.
 
-    def __init__(self, index: Any, kind: str):
+    Of a flat index in memory, what changes is changed in place. A graph or lists cannot be: there changed vectors stand
+    beside it, are all looked at, and hide what the index has at their positions.
+    """
+
+    def __init__(self, index: Any, kind: str, *, mapped: bool = False):
         self._index = index
         self.kind = kind
         self.n = int(index.ntotal)
         self.dim = int(index.d)
+        self._base = self.n
+        self._in_place = kind == "flat" and not mapped
+        self._beside = Column(np.empty((0, self.dim), np.float32))
+        self._place: dict[int, int] = {}  # position -> row of `_beside`
 
     @classmethod
     def build(cls, vectors: np.ndarray, kind: str = "auto", *, seed: int = 0, threads: int = 1) -> "DenseIndex":
@@ -90,7 +98,19 @@ class DenseIndex:
             raise IncompatibleArtifact(
                 f"{file}: {index.ntotal} vectors of {index.d}, dense.json says {said.get('n')} of {said.get('dim')}"
             )
-        return cls(index, said["kind"])
+        return cls(index, said["kind"], mapped=mapped)
+
+    def put(self, position: int, vector: np.ndarray) -> None:
+        """Change the vector float32 (D,) at a position, or add the next one: `position` is then n."""
+        if position > self.n:
+            raise IndexError(f"position {position} of {self.n}: vectors are added one after another")
+        if not self._in_place:
+            self._beside.put(self._place.setdefault(position, len(self._place)), vector)
+        elif position == self.n:
+            self._index.add(np.ascontiguousarray(vector[None], np.float32))
+        else:
+            faiss.rev_swig_ptr(self._index.get_xb(), self.n * self.dim)[position * self.dim :][: self.dim] = vector
+        self.n = max(self.n, position + 1)
 
     def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Hits:
         """Top-k positions by inner product.
@@ -102,33 +122,45 @@ class DenseIndex:
         queries = np.ascontiguousarray(queries, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise IncompatibleArtifact(f"query vectors {queries.shape}, the index holds (*, {self.dim})")
+        if self._place:
+            changed = np.fromiter(self._place, np.int64, len(self._place))
+            unchanged = np.ones(self._base, bool) if allowed is None else allowed[: self._base].copy()
+            unchanged[changed[changed < self._base]] = False
+            wanted = changed if allowed is None else changed[allowed[changed]]
+            return merge_top_k([self._search(queries, k, unchanged), self._scan(queries, k, np.sort(wanted))], k)
+        return self._search(queries, k, allowed)
+
+    def _search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> Hits:
+        """As `search`, of what the index has."""
+        n = int(self._index.ntotal)
         positions = None if allowed is None else np.flatnonzero(allowed)
-        if positions is not None and len(positions) <= _SCAN_SHARE * self.n:
+        if positions is not None and len(positions) <= _SCAN_SHARE * n:
             return self._scan(queries, k, positions)
-        k_found = min(k, self.n)
+        k_found = min(k, n)
         if k_found == 0:
             return Hits(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32))
         selector = None if allowed is None else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
         if self.kind == "flat":
             scores, rows = self._exhaustive(queries, k_found, selector)
         else:
-            share = 1.0 if positions is None else len(positions) / self.n
+            share = 1.0 if positions is None else len(positions) / n
             parameters = self._parameters(k_found, selector, share)
             scores, rows = self._index.search(queries, k_found, params=parameters)
         return _tidy(rows, scores, k)
 
     def above(
-        self, queries: np.ndarray, floors: Sequence[Callable[[float], float]]
+        self, queries: np.ndarray, floors: Sequence[Callable[[float], float]], allowed: np.ndarray | None = None
     ) -> list[tuple[np.ndarray, np.ndarray, bool, float]]:
         """(positions, scores, complete, best) per query: the vectors whose product reaches its floor.
 
-        queries: float32 (B, D). floors: best product -> least product that counts. Flat finds all; the others look
+        queries: float32 (B, D). floors: best product -> least product that counts. allowed: bool (N,), the
+        positions that may be found. Flat finds all; the others look
         among the _NEAREST ones, and `complete` tells if that cut any.
         """
         if not self.n:
             return [(np.empty(0, np.int64), np.empty(0, np.float32), True, -1.0) for _ in floors]
-        if self.kind != "flat":
-            found = self.search(queries, min(_NEAREST, self.n))
+        if not self._in_place:
+            found = self.search(queries, min(_NEAREST, self.n), allowed)
             return [self._above(*each) for each in zip(found.rows, found.scores, floors, strict=True)]
         answers = []
         for query, floor_of in zip(np.ascontiguousarray(queries, np.float32), floors, strict=True):
@@ -137,6 +169,8 @@ class DenseIndex:
             faiss.fvec_inner_products_ny(
                 faiss.swig_ptr(scores), faiss.swig_ptr(query), self._index.get_xb(), self.dim, self.n
             )
+            if allowed is not None:
+                scores[~allowed] = -1.0
             best = float(scores.max())
             positions = np.flatnonzero(scores >= floor_of(best))
             answers.append((positions, scores[positions], True, best))
@@ -145,14 +179,24 @@ class DenseIndex:
     def _above(
         self, rows: np.ndarray, scores: np.ndarray, floor_of: Callable[[float], float]
     ) -> tuple[np.ndarray, np.ndarray, bool, float]:
+        scores = np.where(rows < 0, -1.0, scores)  # fewer may be allowed
         best = float(scores[0])
-        above = scores >= floor_of(best)
+        above = (scores >= floor_of(best)) & (rows >= 0)
         return rows[above], scores[above], not above.all() or self.n <= _NEAREST, best
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """float32 (len(positions), D); IVF-PQ returns its 8-bit copies."""
         if not len(positions):
             return np.empty((0, self.dim), np.float32)
+        if not self._place:
+            return self._stored(positions)
+        beside = np.array([self._place.get(int(position), -1) for position in positions])
+        out = np.empty((len(positions), self.dim), np.float32)
+        out[beside >= 0] = self._beside.values[beside[beside >= 0]]
+        out[beside < 0] = self._stored(np.asarray(positions)[beside < 0])
+        return out
+
+    def _stored(self, positions: np.ndarray) -> np.ndarray:
         storage = self._flat_view()
         if storage is not None:
             return storage[positions]
@@ -160,21 +204,23 @@ class DenseIndex:
 
     def _flat_view(self) -> np.ndarray | None:
         """The stored float32 vectors without a copy, where the index keeps them."""
-        if self.kind == "ivfpq" or not self.n:
+        n = int(self._index.ntotal)
+        if self.kind == "ivfpq" or not n:
             return None
         flat = self._index if self.kind == "flat" else faiss.downcast_index(self._index.storage)
-        return faiss.rev_swig_ptr(flat.get_xb(), self.n * self.dim).reshape(self.n, self.dim)
+        return faiss.rev_swig_ptr(flat.get_xb(), n * self.dim).reshape(n, self.dim)
 
     def _exhaustive(self, queries: np.ndarray, k: int, selector: Any) -> tuple[np.ndarray, np.ndarray]:
         """(scores, rows) of the k best or more: of equal scores at the cut FAISS keeps any, so none is cut off."""
         parameters = None if selector is None else faiss.SearchParameters(sel=selector)
-        width = min(k + 1, self.n)
+        n = int(self._index.ntotal)
+        width = min(k + 1, n)
         while True:
             scores, rows = self._index.search(queries, width, params=parameters)
             tied = (scores[:, k - 1] == scores[:, -1]) & (rows[:, k - 1] >= 0)
-            if width == self.n or not tied.any():
+            if width == n or not tied.any():
                 return scores, rows
-            width = min(4 * width, self.n)
+            width = min(4 * width, n)
 
     def _scan(self, queries: np.ndarray, k: int, positions: np.ndarray) -> Hits:
         rows = np.full((len(queries), k), -1, np.int64)
@@ -189,7 +235,7 @@ class DenseIndex:
     def _parameters(self, k: int, selector: Any, share: float) -> Any:
         """How far to look: further, the fewer of the vectors on the way are allowed."""
         if self.kind == "hnsw":
-            effort = min(max(_EF_SEARCH, 2 * k) / share, self.n)
+            effort = min(max(_EF_SEARCH, 2 * k) / share, int(self._index.ntotal))
             return faiss.SearchParametersHNSW(sel=selector, efSearch=int(effort))
         base = faiss.downcast_index(self._index.base_index)
         inner = faiss.SearchParametersIVF(sel=selector, nprobe=int(min(_NPROBE / share, base.nlist)))

@@ -7,8 +7,7 @@ that value cannot disagree.
 """
 
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +18,7 @@ import scipy.sparse as sp
 from cachetools import LRUCache
 
 from rayrec.errors import InvalidRequest
-from rayrec.retrieval.base import top_k
+from rayrec.retrieval.base import Column, Update, top_k
 
 SEPARATOR = " > "
 SORTS = ("relevance", "price_asc", "price_desc", "newest", "popular")
@@ -33,16 +32,18 @@ _CACHED_RECORDS = 20_000  # of about 1 KB
 _CACHED_FIELDS = 128
 
 
-@dataclass(frozen=True)
 class Codes:
-    """A column of words: code of each row (-1: none), and the word of each code, sorted."""
+    """A column of words: code of each row (-1: none), and the word of each code, sorted but for what came later."""
 
-    of_row: np.ndarray
-    words: list[str]
+    def __init__(self, of_row: np.ndarray, words: list[str]):
+        self._of_row = Column(of_row)
+        self.words = words
+        self.code = {word: i for i, word in enumerate(words)}
+        self._sorted = len(words)
 
-    @cached_property
-    def code(self) -> dict[str, int]:
-        return {word: i for i, word in enumerate(self.words)}
+    @property
+    def of_row(self) -> np.ndarray:
+        return self._of_row.values
 
     @classmethod
     def encode(cls, column: pa.ChunkedArray | pa.Array) -> "Codes":
@@ -50,20 +51,104 @@ class Codes:
         found = pc.fill_null(pc.index_in(column, value_set=pa.array(words, pa.string())), -1)
         return cls(found.to_numpy().astype(np.int32), words)
 
+    def put(self, row: int, word: str | None) -> None:
+        code = -1
+        if word is not None:
+            code = self.code.setdefault(word, len(self.words))
+            if code == len(self.words):
+                self.words.append(word)
+        self._of_row.put(row, code)
+
+    def by_name(self, codes: np.ndarray) -> np.ndarray:
+        """The order of some codes by their words."""
+        if self._sorted == len(self.words):
+            return codes
+        return np.argsort(np.argsort(np.array(self.words, object)))[codes]
+
+
+def _word(record: Mapping[str, Any], field: str) -> str | None:
+    """What a record says in a word field."""
+    if field == "category":
+        path = record["category"] or ()
+        return None if None in path else SEPARATOR.join(path) or None
+    if field.startswith(_ATTRIBUTE):
+        return record["attributes"].get(field[len(_ATTRIBUTE) :])
+    return record[field]
+
 
 class ItemColumns:
-    """ITEMS, sorted by item_id, ready to be filtered, counted and sorted. Row = place in that order."""
+    """ITEMS, sorted by item_id, ready to be filtered, counted and sorted. Row = place in that order.
+
+    A row is an item for good: what changes keeps its row, what is deleted is not there until it is put again, and what
+    is new gets the next row.
+    """
 
     def __init__(self, items: pa.Table):
         self.items = items.combine_chunks()
         self.n = items.num_rows
+        self.there: np.ndarray | None = None
+        """bool (N,), whether an item is there; None if all are."""
+        self._there = Column(np.ones(self.n, bool))
+        self._changed: dict[int, dict[str, Any]] = {}
         self._codes: LRUCache = LRUCache(_CACHED_FIELDS)  # whoever asks may invent attribute names
         self._records: LRUCache = LRUCache(_CACHED_RECORDS)
         self._lock = threading.Lock()
+        self._of_paths: tuple[int, tuple[list[str], sp.csr_matrix]] | None = None
 
     @cached_property
-    def row_of(self) -> dict[str, int]:
+    def rows(self) -> dict[str, int]:
+        """item_id -> the row that it has or had."""
         return {item_id: row for row, item_id in enumerate(self.items.column("item_id").to_pylist())}
+
+    def row(self, item_id: str) -> int | None:
+        """The row of an item that is there."""
+        row = self.rows.get(item_id)
+        return None if row is None or (self.there is not None and not self.there[row]) else row
+
+    # -- changes ----------------------------------------------------------------------------------
+
+    def _claim(self, item_id: str) -> int:
+        """The row of an item, a new one if it never had one."""
+        row = self.rows.get(item_id)
+        if row is None:
+            row = self.rows[item_id] = self.n
+            self.n += 1
+            self._set(row, dict.fromkeys(self.items.column_names) | {"attributes": {}})
+            self._remove(row)
+        return row
+
+    def update(self, updates: Iterable[Update]) -> None:
+        """Take up what became of items, new ones in the order of their rows."""
+        for update in updates:
+            row = self._claim(update.item_id)
+            assert row == update.row, f"row {row} of an item planned for {update.row}"
+            if update.record is None:
+                self._remove(row)
+            else:
+                self._put(row, update.record)
+
+    def _put(self, row: int, record: dict[str, Any]) -> None:
+        self._changed[row] = record
+        self._there.put(row, True)
+        self.there = None if self._there.values.all() else self._there.values
+        self._set(row, record)
+
+    def _set(self, row: int, record: dict[str, Any]) -> None:
+        with self._lock:
+            fields = list(self._codes.items())
+        for field, codes in fields:
+            codes.put(row, _word(record, field))
+        for name, column in self._numbers.items():
+            column.put(row, _NULL_NUMBER if record[name] is None else record[name])
+        self._available.put(row, record["available"] is not False)
+
+    def _remove(self, row: int) -> None:
+        self._there.put(row, False)
+        self.there = self._there.values
+        if row >= self.items.num_rows:
+            self._changed.pop(row, None)
+
+    # -- values -----------------------------------------------------------------------------------
 
     def words(self, field: str) -> Codes:
         """The codes of a word field: brand, category (as joined path), currency or attributes.NAME."""
@@ -78,22 +163,33 @@ class ItemColumns:
             else:
                 column = self.items.column(field)
             codes = Codes.encode(column)
+            for row in range(self.items.num_rows, self.n):
+                codes.put(row, None)
+            for row, record in self._changed.items():
+                codes.put(row, _word(record, field))
             with self._lock:
                 self._codes[field] = codes
         return codes
 
     def numbers(self, field: str) -> np.ndarray:
         """int64 (N,) of price_cents or updated_us; the least int64 where there is none."""
-        return self._numbers[field]
+        return self._numbers[field].values
 
     @cached_property
-    def _numbers(self) -> dict[str, np.ndarray]:
-        return {name: pc.fill_null(self.items.column(name), _NULL_NUMBER).to_numpy() for name in _NUMBERS}
+    def _numbers(self) -> dict[str, Column]:
+        return {name: Column(pc.fill_null(self.items.column(name), _NULL_NUMBER).to_numpy()) for name in _NUMBERS}
 
-    @cached_property
+    @property
     def _subtrees(self) -> tuple[list[str], sp.csr_matrix]:
         """(all paths and their ancestors, sorted; which category codes each of them counts, one row a path)."""
-        paths = [path.split(SEPARATOR) for path in self.words("category").words]
+        words = self.words("category").words
+        if self._of_paths is None or self._of_paths[0] != len(words):
+            self._of_paths = len(words), self._count_subtrees(words)
+        return self._of_paths[1]
+
+    @staticmethod
+    def _count_subtrees(words: list[str]) -> tuple[list[str], sp.csr_matrix]:
+        paths = [path.split(SEPARATOR) for path in words]
         prefixes = [[SEPARATOR.join(path[: i + 1]) for i in range(len(path))] for path in paths]
         names = sorted({name for each in prefixes for name in each})
         place = {name: i for i, name in enumerate(names)}
@@ -102,16 +198,20 @@ class ItemColumns:
         of_code = sp.csr_matrix((np.ones(len(columns), np.int64), columns, start), (len(paths), len(names)))
         return names, of_code.T.tocsr()
 
-    @cached_property
+    @property
     def available(self) -> np.ndarray:
-        """An item that does not say is available."""
-        return pc.fill_null(self.items.column("available"), True).to_numpy()
+        """bool (N,). An item that does not say is available."""
+        return self._available.values
+
+    @cached_property
+    def _available(self) -> Column:
+        return Column(pc.fill_null(self.items.column("available"), True).to_numpy(zero_copy_only=False))
 
     # -- filters ----------------------------------------------------------------------------------
 
     def mask(self, filters: Mapping[str, Any] | None) -> np.ndarray | None:
-        """bool (N,): rows that pass all filters; None if there are none. Raises InvalidRequest."""
-        mask: np.ndarray | None = None
+        """bool (N,): rows that are there and pass all filters; None if all do. Raises InvalidRequest."""
+        mask = self.there
         for field, wanted in (filters or {}).items():
             one = self._one(field, wanted)
             mask = one if mask is None else mask & one
@@ -175,6 +275,7 @@ class ItemColumns:
 
         Values by count, then name; at most `limit`. A category counts its whole subtree.
         """
+        by_name = None
         if field == "price_cents":
             return self._spans(field, rows)
         if field == "available":
@@ -188,8 +289,10 @@ class ItemColumns:
             if field == "category":
                 names, belongs = self._subtrees
                 counts = belongs @ counts
+            else:
+                by_name = codes.by_name
         found = np.flatnonzero(counts)
-        order = found[np.lexsort((found, -counts[found]))][:limit]  # names are sorted, so ties are by name
+        order = found[np.lexsort((found if by_name is None else by_name(found), -counts[found]))][:limit]
         return [{"value": names[i], "count": int(counts[i])} for i in order]
 
     def _spans(self, field: str, rows: np.ndarray) -> dict[str, Any]:
@@ -234,8 +337,9 @@ class ItemColumns:
     def records(self, rows: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """The items at `rows` as plain dicts; lists and maps in them are shared, so they are to be read only."""
         wanted = [int(row) for row in rows]
+        known = {row: self._changed[row] for row in wanted if row in self._changed}
         with self._lock:
-            known = {row: self._records[row] for row in wanted if row in self._records}
+            known |= {row: self._records[row] for row in wanted if row not in known and row in self._records}
         lacking = [row for row in wanted if row not in known]
         if lacking:
             made = self.items.take(pa.array(lacking, pa.int64())).to_pylist()

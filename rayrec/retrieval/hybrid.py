@@ -22,9 +22,10 @@ def dense_floor(best: float, background: float) -> float:
     return background + _FLOOR_SHARE * (best - background) - 1e-6  # so that the best one always counts
 
 
-def join(shards: Sequence[Found], background: float, n: int) -> Candidates:
-    """M(q) over all shards of a catalog of `n` items.
+def join(shards: Sequence[Found], background: float, n: int, there: np.ndarray | None = None) -> Candidates:
+    """M(q) over all shards of a catalog of `n` items. there: bool (n,), which of them may be in it; None for all.
 
+    A shard may be ahead, and find items of rows from n on: they are left out.
     The floor of the best match anywhere is at or above every shard's own, so no shard has left an item out.
     """
     floor = dense_floor(max((found.best for found in shards), default=-1.0), background)
@@ -32,10 +33,15 @@ def join(shards: Sequence[Found], background: float, n: int) -> Candidates:
     dense = np.zeros(n, np.float32)
     in_dense = np.zeros(n, bool)
     for found in shards:
-        lexical[found.words] = found.bm25
-        above = found.cosine >= floor
+        known = found.words < n
+        lexical[found.words[known]] = found.bm25[known]
+        above = (found.cosine >= floor) & (found.near < n)
         dense[found.near[above]] = found.cosine[above]
         in_dense[found.near[above]] = True
+    if there is not None:
+        lexical[~there] = 0
+        in_dense &= there
+        dense[~there] = 0
     rows = np.flatnonzero((lexical > 0) | in_dense)
     exact = all(found.all_words and found.all_near for found in shards)
     return Candidates(rows, lexical[rows], dense[rows], in_dense[rows], exact)

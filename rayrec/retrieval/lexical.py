@@ -1,11 +1,19 @@
 """Word matching on tantivy: BM25 over a text field and, at a fifth of its weight, the attributes.
 
 Every word that a query and an item share makes a match. tantivy fixes k1 = 1.2 and b = 0.75.
+
+What changes after an index was built stands beside it, scored by the same formula and by what the built index says of
+words (how many items have one, how long texts are), so that scores of old and new items compare, and an item's does not
+depend on when it came. A word that the index never saw counts as the rarest.
 """
 
+import json
+import math
 import threading
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tantivy
@@ -17,7 +25,9 @@ from rayrec.retrieval.base import top_k
 
 _TOKENIZER = "words"
 # nDCG@10 on chorus_icecat: text alone .781, attributes at .1 .790, at .2 .792, at .4 .774, in the text .757
-_ATTRIBUTES_BOOST = 0.2
+_BOOST = {"text": 1.0, "attributes": 0.2}
+_K1, _B = 1.2, 0.75
+_MEANS = "words.json"
 _HEAP_BYTES = 128 << 20
 _KEPT_BYTES = 64 << 20
 
@@ -30,10 +40,19 @@ def _schema() -> tantivy.Schema:
     return builder.build()
 
 
+def _kept_length(words: int) -> int:
+    """A text's length as tantivy keeps it, in a byte: exact up to 39 words, beyond with three bits and an exponent."""
+    if words < 40:
+        return words
+    shift = (words - 24).bit_length() - 4
+    return 24 + ((words - 24 >> shift) << shift)
+
+
 class LexicalIndex:
     """One shard's words."""
 
-    def __init__(self, index: tantivy.Index, language: str):
+    def __init__(self, index: tantivy.Index, language: str, mean_words: Mapping[str, float]):
+        """mean_words: of an item in each field."""
         self.analyzer = analyzer(language)
         index.register_tokenizer(_TOKENIZER, self.analyzer.tokenizer)
         index.reload()
@@ -43,6 +62,12 @@ class LexicalIndex:
         self.n = int(self._searcher.num_docs)
         self._kept: LRUCache = LRUCache(_KEPT_BYTES, getsizeof=lambda found: 200 + 8 * len(found[0]))
         self._lock = threading.Lock()
+        self._mean_words = mean_words
+        self._built = self.n
+        self._holds: np.ndarray | None = None  # bool (built,): what was built still says what the item says
+        self._beside: dict[str, dict[int, float]] = {}  # term -> position -> BM25
+        self._said: dict[int, list[str]] = {}
+        self._rare: dict[tuple[str, str], float] = {}
 
     @classmethod
     def build(cls, directory: Path, texts: Sequence[str], attributes: Sequence[str], language: str = "english") -> None:
@@ -53,13 +78,19 @@ class LexicalIndex:
         read = analyzer(language)
         index.register_tokenizer(_TOKENIZER, read.tokenizer)
         writer = index.writer(heap_size=_HEAP_BYTES, num_threads=1)
-        for row, (text, words) in enumerate(zip(texts, attributes, strict=True)):
-            document = {"row": row, "text": read.indexed(text), "attributes": read.indexed(words)}
+        words = dict.fromkeys(_BOOST, 0)
+        for row, said in enumerate(zip(texts, attributes, strict=True)):
+            document: dict[str, Any] = {"row": row}
+            for field, text in zip(_BOOST, said, strict=True):
+                document[field] = read.indexed(text)
+                words[field] += len(read.tokenizer.analyze(document[field]))
             writer.add_document(tantivy.Document.from_dict(document, schema))
         writer.commit()
         writer.wait_merging_threads()
         for lock in directory.glob(".tantivy-*.lock"):  # left behind; not part of the index
             lock.unlink()
+        means = {field: count / max(1, len(texts)) for field, count in words.items()}
+        (directory / _MEANS).write_text(json.dumps(means))
 
     @classmethod
     def load(cls, directory: Path, language: str = "english") -> "LexicalIndex":
@@ -67,7 +98,8 @@ class LexicalIndex:
         try:
             if not tantivy.Index.exists(str(directory)):  # opening would make an empty one here
                 raise ValueError("no index there")
-            return cls(tantivy.Index(_schema(), path=str(directory), reuse=True), language)
+            means = json.loads((directory / _MEANS).read_text())
+            return cls(tantivy.Index(_schema(), path=str(directory), reuse=True), language, means)
         except (ValueError, OSError) as error:
             raise IncompatibleArtifact(f"{directory}: not a readable tantivy index ({error})") from error
 
@@ -75,15 +107,57 @@ class LexicalIndex:
         """The distinct words that a query asks for, in its order."""
         return self.analyzer.terms(query)
 
-    def match(self, query: str, limit: int) -> tuple[np.ndarray, np.ndarray, bool]:
+    def put(self, position: int, text: str, attributes: str) -> None:
+        """Change what an item says, or add the next one."""
+        for term in self._said.pop(position, ()):
+            del self._beside[term][position]
+            if not self._beside[term]:
+                del self._beside[term]
+        scores: dict[str, float] = {}
+        for field, said in (("text", text), ("attributes", attributes)):
+            words = Counter(self.analyzer.tokenizer.analyze(self.analyzer.indexed(said)))
+            length = _kept_length(words.total())
+            norm = _K1 * (1 - _B + _B * length / max(self._mean_words[field], 1e-9))
+            for term, count in words.items():
+                weight = _BOOST[field] * self._rarity(field, term) * (_K1 + 1)
+                scores[term] = scores.get(term, 0.0) + weight * count / (count + norm)
+        for term, score in scores.items():
+            self._beside.setdefault(term, {})[position] = score
+        self._said[position] = list(scores)
+        if position < self._built:
+            if self._holds is None:
+                self._holds = np.ones(self._built, bool)
+            self._holds[position] = False
+        self.n = max(self.n, position + 1)
+
+    def _rarity(self, field: str, term: str) -> float:
+        """ln(1 + (N - n + 1/2) / (n + 1/2)) of n of the N built items with a term."""
+        found = self._rare.get((field, term))
+        if found is None:
+            n = self._searcher.doc_freq(field, term)
+            found = self._rare[field, term] = math.log1p((self._built - n + 0.5) / (n + 0.5))
+        return found
+
+    def match(self, query: str, limit: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, bool]:
         """(positions int64 ascending, BM25 float32, complete): all items that share a word, or the `limit` best.
 
-        complete tells that nothing was cut; a cut goes by score, ties by position.
+        allowed: bool (N,), the positions that may be found. complete tells that nothing was cut; a cut goes by score,
+        ties by position.
         """
         scores = np.zeros(self.n, np.float32)
-        for term in self.terms(query):
+        terms = self.terms(query)
+        for term in terms:
             rows, contributions = self._postings(term)
             scores[rows] += contributions
+        if self._holds is not None:
+            scores[: self._built][~self._holds] = 0
+        for term in terms:
+            beside = self._beside.get(term)
+            if beside:
+                n = len(beside)
+                scores[np.fromiter(beside.keys(), np.int64, n)] += np.fromiter(beside.values(), np.float32, n)
+        if allowed is not None:
+            scores[~allowed] = 0
         positions = np.flatnonzero(scores)
         if len(positions) > limit:
             best = np.sort(positions[top_k(scores[positions], limit)])
@@ -101,10 +175,10 @@ class LexicalIndex:
         if known is not None:
             return known
         clauses = []
-        for name, boost in (("text", 1.0), ("attributes", _ATTRIBUTES_BOOST)):
+        for name, boost in _BOOST.items():
             clause = tantivy.Query.term_query(self._schema, name, term, index_option="freq")
             clauses.append((tantivy.Occur.Should, tantivy.Query.boost_query(clause, boost)))
-        hits = self._searcher.search(tantivy.Query.boolean_query(clauses), limit=max(self.n, 1), count=False).hits
+        hits = self._searcher.search(tantivy.Query.boolean_query(clauses), limit=max(self._built, 1), count=False).hits
         rows = self._searcher.fast_field_values("row", [address for _, address in hits])
         scores = np.fromiter((score for score, _ in hits), np.float32, len(hits))
         found = np.asarray(rows, np.int32), scores

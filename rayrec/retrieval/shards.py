@@ -5,7 +5,7 @@ by place spreads words evenly: BM25 statistics are each shard's own, as in most 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 from rayrec.errors import IncompatibleArtifact
 from rayrec.retrieval import hybrid
 from rayrec.retrieval.analyzers import Analyzer
-from rayrec.retrieval.base import Found, Hits, Probe, merge_top_k
+from rayrec.retrieval.base import Column, Found, Hits, Probe, Update, merge_top_k
 from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.retrieval.dense import DenseIndex
 from rayrec.retrieval.filters import ItemColumns
 from rayrec.retrieval.lexical import LexicalIndex
+from rayrec.retrieval.live import LiveCatalog, Pictures
 
 _SAMPLE = 512
 _PARTS = "parts.npz"
@@ -70,6 +71,26 @@ class Shard:
         self.number = number
         self.count = count
         self._parts = parts
+        self._there = Column(np.ones(dense.n, bool))
+        self._lacks_any = False
+
+    def update(self, updates: Iterable[Update]) -> None:
+        """Take up what became of items; those of other shards are passed over."""
+        for update in updates:
+            position, number = divmod(update.row, self.count)
+            if number != self.number:
+                continue
+            if update.words is not None:
+                self.lexical.put(position, *update.words)
+            if update.vector is not None:
+                self.dense.put(position, update.vector)
+            self._there.put(position, update.record is not None)
+            self._lacks_any = self._lacks_any or update.record is None
+
+    @property
+    def there(self) -> np.ndarray | None:
+        """bool (positions,), whether an item is there; None if all are."""
+        return self._there.values if self._lacks_any else None
 
     def parts(self) -> tuple[np.ndarray, np.ndarray] | None:
         """(text, image) vectors of an index with pictures, float32; None of one without."""
@@ -100,18 +121,22 @@ class Shard:
         if with_vector:
             queries = np.stack([probes[i].vector for i in with_vector])  # type: ignore[misc]
             floors = [partial(hybrid.dense_floor, background=probes[i].background) for i in with_vector]
-            above = dict(zip(with_vector, self.dense.above(queries, floors), strict=True))
+            above = dict(zip(with_vector, self.dense.above(queries, floors, self.there), strict=True))
         nothing = (np.empty(0, np.int64), np.empty(0, np.float32), True)
         answers = []
         for i, probe in enumerate(probes):
             limit = hybrid.LEXICAL_CANDIDATES // self.count
-            words, bm25, all_words = nothing if probe.query is None else self.lexical.match(probe.query, limit)
+            words, bm25, all_words = (
+                nothing if probe.query is None else self.lexical.match(probe.query, limit, self.there)
+            )
             near, cosine, all_near, best = above.get(i, (*nothing, -1.0))
             answers.append(Found(self._rows(words), bm25, all_words, self._rows(near), cosine, all_near, best))
         return answers
 
     def nearest(self, query: np.ndarray, k: int, allowed: np.ndarray | None) -> Hits:
         """The k items nearest to one vector (D,), as Hits of one row. allowed: bool (positions of this shard,)."""
+        if allowed is None:
+            allowed = self.there
         found = self.dense.search(query[None], k, allowed)
         return Hits(np.where(found.rows < 0, -1, self._rows(found.rows)), found.scores)
 
@@ -153,6 +178,22 @@ class Shards:
         """The same items, and what shoppers did by another account."""
         return Shards(self._shards, self.columns, behavior)
 
+    def live(self, offset: int, image_weight: float | None) -> LiveCatalog:
+        """What works out changes after `offset`. image_weight: of pictures beside texts, None without any."""
+
+        def pictures() -> Pictures | None:
+            found = None if image_weight is None else self.contents()[1]
+            return None if found is None or image_weight is None else Pictures(found.astype(np.float16), image_weight)
+
+        return LiveCatalog(self.columns, self.dim, offset, pictures)
+
+    def update(self, updates: Sequence[Update]) -> None:
+        """Take up what became of items. Not to be called beside anything else of these shards."""
+        for shard in self._shards:
+            shard.update(updates)
+        self.columns.update(updates)
+        self.behavior = self.behavior.padded(self.columns.n)
+
     def find(self, probe: Probe) -> list[Found]:
         """What each shard has for a probe."""
         return [shard.find([probe])[0] for shard in self._shards]
@@ -182,11 +223,11 @@ class Shards:
         return out
 
     def contents(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """(text vectors float32 (N, D), image vectors or None): what the item vectors of all rows are made of.
+        """(text vectors float32 (N, D), image vectors or None): what the item vectors of the base's rows are made of.
 
         An index without pictures has its item vectors, which are the texts'.
         """
-        text, image = (np.empty((self.columns.n, self.dim), np.float32) for _ in range(2))
+        text, image = (np.empty((self.columns.items.num_rows, self.dim), np.float32) for _ in range(2))
         for shard in self._shards:
             parts = shard.parts()
             if parts is None:

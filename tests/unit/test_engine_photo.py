@@ -72,7 +72,7 @@ def test_a_photo_and_words_are_searched_for_together(engine):
     vectors = [engine.encoder.encode(["acme"])[0], engine.image_encoder.encode([np.array([[[9, 0, 0]]], np.uint8)])[0]]
     wanted = sum(vectors) / np.linalg.norm(sum(vectors))
     dense = engine.search("acme", image=RED, mode="dense", explain=True, k=1).hits[0]
-    cosine = float(engine.shards.vectors(np.array([engine.columns.row_of[dense.item_id]]))[0] @ wanted)
+    cosine = float(engine.shards.vectors(np.array([engine.columns.rows[dense.item_id]]))[0] @ wanted)
     text = f"close to your words and photo together (cosine {cosine:.2f})"
     assert dense.reasons == [{"part": "dense", "weight": 1.0, "text": text}]
 

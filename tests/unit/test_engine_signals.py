@@ -68,7 +68,7 @@ def test_popular_items_rise_where_popularity_counts(plain: Engine) -> None:
     engine = with_signals(plain, {"popularity": 1.0})
     best = engine.search("frozen pizza", explain=True).hits[0]
 
-    assert plain.scorer.behavior.popularity[plain.columns.row_of[best.item_id]] == 1
+    assert plain.scorer.behavior.popularity[plain.columns.rows[best.item_id]] == 1
     assert "popular" in {reason["part"] for reason in best.reasons}
 
 
@@ -138,7 +138,7 @@ def test_a_trained_model_counts_where_it_has_weight(plain: Engine) -> None:
 
         def expects(self, events, asked):
             scores = np.zeros(plain.columns.n, np.float32)
-            scores[plain.columns.row_of[wanted]] = 7
+            scores[plain.columns.rows[wanted]] = 7
             return signals.Learned(scores, 1.0)
 
     engine = with_signals(plain, {"learned": 1.0}, trained=Expects())

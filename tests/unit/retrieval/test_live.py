@@ -1,0 +1,267 @@
+"""Changes over a base: the index that took them up against the shop as it should be, on one shard and on three."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayrec.data.catalog import content_hash, item_text
+from rayrec.engine import Engine
+from rayrec.errors import NotFound
+from rayrec.schema import ITEMS, Change
+from tests.fakes import (
+    BRANDS,
+    CATEGORIES,
+    FakeEncoder,
+    build_engine,
+    make_catalog,
+    make_shoppers,
+)
+
+ENCODER = FakeEncoder()
+COLORS = ["red", "green", "violet"]
+
+
+def embed(contents: Mapping[str, str]) -> dict[str, np.ndarray]:
+    return dict(zip(contents, ENCODER.encode(list(contents.values())), strict=True))
+
+
+def record(item_id: str, title: str, **more: Any) -> dict[str, Any]:
+    return {**dict.fromkeys(ITEMS.names), "attributes": {}, "item_id": item_id, "title": title, **more}
+
+
+def put(offset: int, item: dict[str, Any]) -> Change:
+    return Change(offset, item["item_id"], item, content_hash(item_text(item)).hex(), offset)
+
+
+def gone(offset: int, item_id: str) -> Change:
+    return Change(offset, item_id, None, None, offset)
+
+
+def apply(engine: Engine, *changes: Change) -> None:
+    engine.update(engine.live.plan(changes, embed), changes[-1].offset)
+
+
+@pytest.fixture(params=[1, 3])
+def shards(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
+@pytest.fixture
+def engine(tmp_path: Path, shards: int) -> Engine:
+    items = make_catalog(120)
+    return build_engine(tmp_path, items, make_shoppers(items)[0], shards=shards)
+
+
+def found(engine: Engine, query: str, **options: Any) -> list[str]:
+    return [hit.item_id for hit in engine.search(query, k=1_000, **options).hits]
+
+
+def random_changes(rng: np.random.Generator, shop: dict[str, dict[str, Any]], n: int, first: int) -> list[Change]:
+    """Makes them in `shop` too."""
+    changes = []
+    for offset in range(first, first + n):
+        known = sorted(shop)
+        kind = rng.random()
+        if kind < 0.25 and known:
+            changes.append(gone(offset, known[rng.integers(len(known))]))
+            del shop[changes[-1].item_id]
+            continue
+        if kind < 0.5 and known:  # a price, of what is there
+            item = {**shop[known[rng.integers(len(known))]], "price_cents": int(rng.integers(1, 3_000))}
+        else:
+            name = f"i{rng.integers(160):04d}"
+            item = record(
+                name,
+                " ".join(rng.choice(["pizza", "walnut", "usb", "cable", "zebra", "red"], 3)),
+                brand=[None, *BRANDS, "Zenith"][rng.integers(6)],
+                category=[None, ["Toys", "Zebras"], *CATEGORIES][rng.integers(7)],
+                price_cents=[None, int(rng.integers(1, 3_000))][rng.integers(2)],
+                attributes={"color": COLORS[rng.integers(3)]} if rng.random() < 0.7 else {},
+                available=[None, True, False][rng.integers(3)],
+            )
+        shop[item["item_id"]] = item
+        changes.append(put(offset, item))
+    return changes
+
+
+def shop_of(engine: Engine) -> dict[str, dict[str, Any]]:
+    return {each["item_id"]: each for each in engine.columns.records(range(engine.columns.n))}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("at_once", [1, 7, 60])
+def test_what_is_there_is_what_the_changes_say(engine: Engine, seed: int, at_once: int) -> None:
+    rng = np.random.default_rng(seed)
+    shop = shop_of(engine)
+    changes = random_changes(rng, shop, 120, 1)
+    for first in range(0, len(changes), at_once):
+        apply(engine, *changes[first : first + at_once])
+
+    assert engine.versions["log_offset"] == engine.live.offset == 120
+    assert sorted(found(engine, "", sort="price_asc")) == sorted(shop)
+    assert {item_id: engine.item(item_id) for item_id in shop} == shop
+    for item_id in set(engine.columns.rows) - set(shop):
+        with pytest.raises(NotFound):
+            engine.item(item_id)
+    prices = [engine.item(item_id)["price_cents"] for item_id in found(engine, "", sort="price_desc")]
+    assert prices == sorted((p for p in prices if p is not None), reverse=True) + [None] * prices.count(None)
+
+    for field, values in {
+        "brand": [*BRANDS, "Zenith"],
+        "category": ["Toys", "Grocery", "Grocery > Snacks"],
+        "attributes.color": COLORS,
+    }.items():
+        facet = {entry["value"]: entry["count"] for entry in engine.search("", facets=[field]).facets[field]}
+        for value in values:
+            expected = {item_id for item_id, item in shop.items() if _has(item, field, value)}
+            assert set(found(engine, "", filters={field: [value]})) == expected
+            assert facet.get(value, 0) == len(expected)
+    cheap = {i for i, item in shop.items() if item["price_cents"] is not None and item["price_cents"] < 500}
+    assert set(found(engine, "", filters={"price_cents": {"lt": 500}})) == cheap
+    for word in ("zebra", "walnut"):
+        says = {i for i, item in shop.items() if word in item_text(item).lower().replace(".", " ").split()}
+        assert says <= set(found(engine, word, mode="lexical"))
+        assert all(word[:5] in item_text(shop[i]).lower() for i in found(engine, word, mode="lexical"))
+    ids = sorted(shop)
+    vectors = ENCODER.encode([item_text(shop[i]) for i in ids])
+    rows = np.array([engine.columns.row(i) for i in ids])
+    np.testing.assert_allclose(engine.shards.vectors(rows), vectors, atol=1e-6)
+
+
+def _has(item: dict[str, Any], field: str, value: str) -> bool:
+    if field == "category":
+        return " > ".join(item["category"] or ()).startswith(value)
+    if field == "brand":
+        return item["brand"] == value
+    return item["attributes"].get("color") == value
+
+
+def test_answers_do_not_depend_on_how_many_changes_come_at_once(tmp_path: Path, shards: int) -> None:
+    items = make_catalog(120)
+    engines = []
+    for n, at_once in enumerate((1, 13, 200)):
+        engine = build_engine(tmp_path / str(n), items, make_shoppers(items)[0], shards=shards)
+        changes = random_changes(np.random.default_rng(9), shop_of(engine), 200, 1)
+        for first in range(0, 200, at_once):
+            apply(engine, *changes[first : first + at_once])
+        engines.append(engine)
+
+    for query in ("zebra pizza", "acme usb cable", ""):
+        answers = [engine.search(query, k=500, facets=["brand", "category"]) for engine in engines]
+        assert len({str([(h.item_id, h.score) for h in a.hits]) for a in answers}) == 1
+        assert len({str(a.facets) for a in answers}) == 1
+    assert len({str(engine.columns.rows) for engine in engines}) == 1
+
+
+def test_an_item_put_again_as_it_was_changes_no_answer(engine: Engine) -> None:
+    before = [(h.item_id, h.score) for h in engine.search("acme usb cable", k=500).hits]
+    rows = list(range(engine.columns.n))
+    items = engine.columns.records(rows)
+    said = [{**item, "description": "for a moment"} for item in items]
+
+    apply(engine, *[put(1 + i, item) for i, item in enumerate(said)])
+    assert [(h.item_id, h.score) for h in engine.search("acme usb cable", k=500).hits] != before
+    apply(engine, *[put(1_000 + i, item) for i, item in enumerate(items)])
+
+    after = [(h.item_id, h.score) for h in engine.search("acme usb cable", k=500).hits]
+    assert [i for i, _ in after] == [i for i, _ in before]  # their words stand beside the index now, scored as in it
+    np.testing.assert_allclose([s for _, s in after], [s for _, s in before], atol=1e-6)
+
+
+def test_a_new_price_costs_no_embedding_and_moves_no_word(engine: Engine) -> None:
+    item = {**engine.item("i0003"), "price_cents": 77, "available": False}
+
+    def refuse(contents: Mapping[str, str]) -> dict[str, np.ndarray]:
+        raise AssertionError(f"{len(contents)} contents to embed")
+
+    updates = engine.live.plan([put(1, item)], refuse)
+    assert [(u.words, u.vector) for u in updates] == [(None, None)]
+    engine.update(updates, 1)
+    assert engine.item("i0003")["price_cents"] == 77
+    assert "i0003" in found(engine, "", filters={"price_cents": {"gte": 77, "lte": 77}, "available": False})
+    assert "i0003" not in [hit.item_id for hit in engine.recommend(k=500).hits]
+
+
+def test_what_is_deleted_is_nowhere_and_comes_back_only_when_put_again(engine: Engine) -> None:
+    item = engine.item("i0000")
+    title = item["title"]
+    neighbour = engine.similar("i0000").hits[0].item_id
+    apply(engine, gone(1, "i0000"))
+
+    for call in (engine.item, engine.similar):
+        with pytest.raises(NotFound):
+            call("i0000")
+    for mode in ("hybrid", "lexical", "dense"):
+        assert "i0000" not in found(engine, title, mode=mode)
+    assert "i0000" not in [h.item_id for h in engine.similar(neighbour, k=500).hits]
+    assert "i0000" not in [h.item_id for h in engine.recommend(user_id="u0", k=500, recent_item_ids=["i0000"]).hits]
+    assert engine.search("").total == engine.columns.n - 1
+
+    apply(engine, put(2, item))
+    assert engine.item("i0000") == item
+    assert "i0000" in found(engine, title, mode="dense")
+    assert "i0000" in found(engine, title, mode="lexical")
+
+
+def test_a_new_item_is_searched_for_completed_and_likened_to(engine: Engine) -> None:
+    apply(engine, put(1, record("new", "quokka plush toy", brand="Zenith")), put(2, record("next", "quokka poster")))
+
+    assert found(engine, "quokka plush")[:2] == ["new", "next"]
+    assert "quokka poster" in [each.text for each in engine.suggest("quok")]
+    assert engine.similar("new").hits[0].item_id == "next"
+    assert "next" in [hit.item_id for hit in engine.recommend(recent_item_ids=["new"]).hits]
+
+    apply(engine, gone(3, "next"))
+    assert "quokka poster" not in [each.text for each in engine.suggest("quok")]
+    assert [each.text for each in engine.suggest("quok")] == ["quokka plush toy"]
+
+
+def test_what_came_and_went_at_once_leaves_nothing_but_its_row(engine: Engine) -> None:
+    n = engine.columns.n
+    apply(
+        engine, put(1, record("x", "a moment")), gone(2, "x"), put(3, record("y", "stays for good")), gone(4, "never")
+    )
+
+    assert engine.columns.n == n + 2
+    assert found(engine, "moment", mode="lexical") == []
+    assert found(engine, "stays", mode="lexical") == ["y"]
+    with pytest.raises(NotFound):
+        engine.item("x")
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivfpq"])
+def test_an_index_that_cannot_be_changed_in_place_finds_the_same(tmp_path: Path, kind: str) -> None:
+    items = make_catalog(700)
+    flat, other = (build_engine(tmp_path / name, items, dense=name) for name in ("flat", kind))
+    for engine in (flat, other):
+        changes = random_changes(np.random.default_rng(3), shop_of(engine), 150, 1)
+        apply(engine, *changes)
+
+    vector = ENCODER.encode(["zebra red cable"])[0]
+    exact = flat.shards.nearest(vector, 20)
+    near = other.shards.nearest(vector, 20)
+    assert len(set(exact.tolist()) & set(near.tolist())) >= 17
+    there = other.columns.there
+    assert there is not None
+    assert there[near].all()
+    live = [row for row in range(other.columns.n) if row in other.live._said and there[row]]
+    np.testing.assert_allclose(other.shards.vectors(np.array(live)), flat.shards.vectors(np.array(live)), atol=0.02)
+
+
+def test_the_changes_of_fifty_thousand_take_no_more_room_than_those_of_a_thousand(engine: Engine) -> None:
+    """Of the same items: what an item was is not kept."""
+    items = engine.columns.records(range(engine.columns.n))
+
+    def size() -> tuple[int, int, int]:
+        lexical = engine.shards._shards[0].lexical
+        return len(lexical._beside), sum(map(len, lexical._beside.values())), len(engine.columns._changed)
+
+    for turn in range(5):
+        title = f"title number {turn}"
+        apply(engine, *[put(turn * 1_000 + i, {**item, "title": title}) for i, item in enumerate(items, 1)])
+        if turn == 0:
+            first = size()
+    assert size() == first
