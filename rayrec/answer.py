@@ -111,9 +111,12 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
-def make_cursor(index: str, request: str, page: int, parts: str, state: int = 0) -> str:
-    """state: offset of the newest event of the shopper that the order minds."""
-    payload = json.dumps({"i": index, "r": request, "p": page, "c": parts, "s": state}, separators=(",", ":"))
+def make_cursor(index: str, request: str, page: int, parts: str, state: int = 0, offset: int = 0) -> str:
+    """state: offset of the newest event of the shopper that the order minds; offset: of the newest change of the
+    catalog that the answer knows.
+    """
+    values = {"i": index, "r": request, "p": page, "c": parts, "s": state, "l": offset}
+    payload = json.dumps(values, separators=(",", ":"))
     return base64.urlsafe_b64encode(payload.encode()).decode().rstrip("=")
 
 
@@ -130,6 +133,14 @@ def cursor_state(cursor: str) -> int:
     """The state that a cursor pins; 0 if it is not one of ours, which `read_cursor` says better."""
     try:
         return int(_payload(cursor)["s"])
+    except _NOT_OURS:
+        return 0
+
+
+def cursor_offset(cursor: str) -> int:
+    """The change of the catalog that who answers a cursor has to know; as of `cursor_state`."""
+    try:
+        return int(_payload(cursor)["l"])
     except _NOT_OURS:
         return 0
 

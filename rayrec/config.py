@@ -377,9 +377,11 @@ class ServeConfig(Config):
         description="where events are kept: sqlite:///path on one machine, redis://... for many; None: a file in the "
         "workspace, if that is a local directory and the cluster one node",
     )
-    max_events_bytes: int = Field(1 << 20, ge=1_024, description="of the body of POST /v1/events")
+    max_events_bytes: int = Field(1 << 20, ge=1_024, description="of the body of POST /v1/events and PUT /v1/items")
     max_pending_events: int = Field(5_000, ge=1, description="not durable yet, per gateway replica; beyond it 429")
     max_clock_skew_s: float = Field(300.0, ge=0, description="an event further ahead than this is refused")
+    max_pending_items: int = Field(2_000, ge=1, description="changes of items not durable yet, likewise")
+    tail_ms: float = Field(25.0, gt=0, description="how often replicas look for changes of the catalog")
     max_batch: int = Field(16, ge=1, description="queries that are encoded together")
     cached_vectors: int = Field(2_048, ge=0, description="queries whose vector a replica keeps")
     candidate_cache_mib: int = Field(32, ge=0, description="per fused replica, for the candidates of recent queries")

@@ -104,6 +104,20 @@ def open_for(ws: Workspace, encoder: Mapping[str, Any], *, threads: int = 1) -> 
     return open_export(ws, version, threads=threads)
 
 
+def open_items(ws: Workspace, encoder: Mapping[str, Any], *, threads: int = 1) -> Encoder:
+    """What embeds items one at a time for an index: the export of what embedded its own, or of the same model.
+
+    An encoder that was fitted to map queries into the space does not do. Raises NotFound.
+    """
+    own = encoder["id"]
+    if own == encoder["query_id"]:
+        return open_for(ws, encoder, threads=threads)
+    version = find(ws, own) or find(ws, f"{encoder['space']}.onnx-fp32")
+    if version is None:
+        raise NotFound(f"no encoder of items of space {encoder['space']} here; run 'rayrec embed' with runtime: onnx")
+    return open_export(ws, version, threads=threads)
+
+
 def find_images(ws: Workspace, model: str, space: str) -> str:
     """The version of an image encoder of a text space: `fitted` (the newest promoted) or a version's name.
 

@@ -154,7 +154,6 @@ class Engine:
     def update(self, updates: Sequence[Update], offset: int) -> None:
         """Take up what `live` planned of the changes up to `offset`. Never beside an answer: rows and scores change."""
         self.scorer.update(updates, offset)
-        self.live.offset = offset
         with self._lock:
             self._candidates.clear()
 

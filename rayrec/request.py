@@ -41,7 +41,8 @@ class SearchRequest:
     filters: AND across fields, OR within one; facets: fields to count, each as if its own filter were open, so
     a count is the total of choosing that value. cursor: of the answer before, wins over page. mode: lexical and
     dense order by words or vectors alone. user_id: who asks, recent: what they did just now; their taste counts for the
-    order, never for what is found. Raises InvalidRequest.
+    order, never for what is found. min_offset: of a change of the catalog that the answer has to know, for which the
+    service waits. Raises InvalidRequest.
     """
 
     query: str = ""
@@ -56,6 +57,7 @@ class SearchRequest:
     image: Photo | None = None
     user_id: str | None = None
     recent: Sequence[Recent] = ()
+    min_offset: int = 0
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

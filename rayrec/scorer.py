@@ -27,6 +27,7 @@ from rayrec.retrieval import hybrid
 from rayrec.retrieval.base import Candidates, Column, Found, Probe, Update, top_k
 from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.retrieval.completions import Completion, Completions
+from rayrec.retrieval.live import LiveCatalog
 from rayrec.retrieval.shards import Shards
 from rayrec.schema import EVENT_TYPES
 from rayrec.workspace import Workspace
@@ -156,6 +157,10 @@ class Scorer:
     def behavior(self) -> BehaviorIndex:
         return self._shards.behavior
 
+    def live(self, offset: int, image_weight: float | None) -> LiveCatalog:
+        """What works out changes after `offset`, as of `Shards.live`."""
+        return self._shards.live(offset, image_weight)
+
     def update(self, updates: Sequence[Update], offset: int) -> None:
         """Take up what became of items by changes up to `offset`, shards included. Never beside an answer."""
         before = [
@@ -169,6 +174,14 @@ class Scorer:
         if self._model is not None:
             self._model.update(updates)
         self.versions["log_offset"] = offset
+
+    def contents(self, item_ids: Sequence[str]) -> dict[str, str]:
+        """Hashes of what items say, in hex, of those that are there."""
+        rows = [row for item_id in item_ids if (row := self.columns.row(item_id)) is not None]
+        return {
+            record["item_id"]: catalog.content_hash(catalog.item_text(record)).hex()
+            for record in self.columns.records(rows)
+        }
 
     @property
     def learns(self) -> bool:
@@ -312,7 +325,9 @@ class Scorer:
             page=page,
             coverage=coverage,
             facets={name: self._facet(name, request.filters, candidates, inside) for name in request.facets},
-            cursor=make_cursor(index, asked, page + 1, by, state) if wanted < len(places) else None,
+            cursor=make_cursor(index, asked, page + 1, by, state, self.versions["log_offset"])
+            if wanted < len(places)
+            else None,
         )
 
     def _facet(self, name: str, filters: Mapping[str, Any] | None, candidates: Candidates, inside: np.ndarray) -> Any:

@@ -34,12 +34,14 @@ class Probe:
     """What one query asks of every shard.
 
     query: words to match; None asks for none. vector: float32 (D,), L2-normalised; None asks for no vectors.
-    background: the query's mean cosine to items in general, from which the dense floor is reckoned.
+    background: the query's mean cosine to items in general, from which the dense floor is reckoned. min_offset: of the
+    change of the catalog that whoever looks has to know.
     """
 
     query: str | None
     vector: np.ndarray | None = None
     background: float = 0.0
+    min_offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Found:
     """What one shard has for one probe; rows int64 are of the whole catalog, in no order.
 
     words and bm25: the items that share a word, all_words: none was cut. near and cosine: the items above the
-    floor that the shard's own best match sets, all_near: none was cut. best: that match; -1 without vectors.
+    floor that the shard's own best match sets, all_near: none was cut. best: that match; -1 without vectors. offset: up
+    to which it knows the changes of the catalog.
     """
 
     words: np.ndarray
@@ -57,6 +60,7 @@ class Found:
     cosine: np.ndarray
     all_near: bool
     best: float
+    offset: int | None = None
 
 
 @dataclass(frozen=True)

@@ -159,20 +159,20 @@ class Shards:
     @classmethod
     def load(cls, directory: Path, shards: int, *, mapped: bool = False) -> "Shards":
         """Raises IncompatibleArtifact that names what does not fit."""
-        items = pq.read_table(directory / "items.parquet")
+        columns = load_columns(directory)
         loaded = [Shard.load(directory, number, shards, mapped=mapped) for number in range(shards)]
         for shard in loaded:
-            expected = len(shard_rows(items.num_rows, shard.number, shards))
+            expected = len(shard_rows(columns.n, shard.number, shards))
             if shard.dense.n != expected:
                 raise IncompatibleArtifact(
                     f"{directory / shard_name(shard.number)}: {shard.dense.n} items, items.parquet gives it {expected}"
                 )
         behavior = BehaviorIndex.load(directory / "behavior")
-        if len(behavior.popularity) != items.num_rows:
+        if len(behavior.popularity) != columns.n:
             raise IncompatibleArtifact(
-                f"{directory}/behavior: {len(behavior.popularity)} items, items.parquet has {items.num_rows}"
+                f"{directory}/behavior: {len(behavior.popularity)} items, items.parquet has {columns.n}"
             )
-        return cls(loaded, ItemColumns(items), behavior)
+        return cls(loaded, columns, behavior)
 
     def with_behavior(self, behavior: BehaviorIndex) -> "Shards":
         """The same items, and what shoppers did by another account."""
@@ -181,11 +181,12 @@ class Shards:
     def live(self, offset: int, image_weight: float | None) -> LiveCatalog:
         """What works out changes after `offset`. image_weight: of pictures beside texts, None without any."""
 
-        def pictures() -> Pictures | None:
-            found = None if image_weight is None else self.contents()[1]
-            return None if found is None or image_weight is None else Pictures(found.astype(np.float16), image_weight)
+        return LiveCatalog(self.columns, self.dim, offset, lambda: self.pictures(image_weight))
 
-        return LiveCatalog(self.columns, self.dim, offset, pictures)
+    def pictures(self, weight: float | None) -> Pictures | None:
+        """Those of the base's rows, with what they weigh beside texts; None of an index without."""
+        found = None if weight is None else self.contents()[1]
+        return None if found is None or weight is None else Pictures(found.astype(np.float16), weight)
 
     def update(self, updates: Sequence[Update]) -> None:
         """Take up what became of items. Not to be called beside anything else of these shards."""
@@ -234,6 +235,11 @@ class Shards:
                 return self.vectors(np.arange(self.columns.n)), None
             text[shard.number :: self.count], image[shard.number :: self.count] = parts
         return text, image
+
+
+def load_columns(directory: Path) -> ItemColumns:
+    """The items of the index version at `directory`."""
+    return ItemColumns(pq.read_table(directory / "items.parquet"))
 
 
 def own_part(allowed: np.ndarray | None, number: int, count: int) -> np.ndarray | None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -29,9 +30,11 @@ from rayrec.serving.backends import (
     RemoteRetrievers,
     RemoteScorer,
     SplitBackend,
+    between_answers,
     retried,
 )
 from rayrec.serving.batching import Batcher, by_key
+from rayrec.serving.catalog import Catalog
 from rayrec.serving.events import Events, store_url
 from rayrec.serving.gateway import Gateway
 from rayrec.serving.http import create_app
@@ -39,7 +42,7 @@ from rayrec.serving.loopback import confine_replica
 from rayrec.serving.parts import QueryEncoder, Retriever, ScorerPart
 from rayrec.serving.telemetry import MetricsHub, Telemetry
 from rayrec.serving.versions import Pair
-from rayrec.store import open_store
+from rayrec.store import CatalogLog, open_catalog_log, open_store
 from rayrec.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -138,18 +141,18 @@ class GatewayReplica(Reporting):
 
     def __init__(self, config: ServeConfig, hub: Any, encoder: Any, scorer: Any):
         Reporting.__init__(self, hub)
+        ws = Workspace.open(config.workspace, create=False)
+        url, log = _store_url(config), _catalog_log(config)
         backend: Backend
         if encoder is None:
-            backend = FusedBackend(config, self.telemetry)
+            backend = FusedBackend(config, self.telemetry, log)
         else:
             backend = SplitBackend(config, self.telemetry, encoder, scorer)
-        ws = Workspace.open(config.workspace, create=False)
         self._keys = Keys(ws)
         self._refresher = asyncio.get_running_loop().create_task(self._refresh_keys(config.poll_s))
-        nodes = sum(bool(node["Alive"]) for node in ray.nodes())
-        url = store_url(config, ws, nodes)
         events = None if url is None else Events(config, open_store(url), self.telemetry)
-        self._gateway = Gateway(config, backend, self.telemetry, self.replica, events)
+        catalog = None if log is None else Catalog(config, log, backend, self.telemetry)
+        self._gateway = Gateway(config, backend, self.telemetry, self.replica, events, catalog)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._gateway, self._keys, self._metrics)
@@ -167,11 +170,22 @@ class GatewayReplica(Reporting):
         return await retried(self._hub.text.remote)
 
 
+def _store_url(config: ServeConfig) -> str | None:
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    return store_url(config, Workspace.open(config.workspace, create=False), nodes)
+
+
+def _catalog_log(config: ServeConfig) -> CatalogLog | None:
+    url = _store_url(config)
+    return None if url is None else open_catalog_log(url)
+
+
 class EncoderReplica(Reporting):
     def __init__(self, config: ServeConfig, hub: Any):
         Reporting.__init__(self, hub)
-        part = QueryEncoder(config, self.telemetry)
+        self._part = part = QueryEncoder(config, self.telemetry)
         thread = ThreadPoolExecutor(1, thread_name_prefix="rayrec-encode")
+        self._items = ThreadPoolExecutor(1, thread_name_prefix="rayrec-items")
         self._encode = Batcher[tuple[Pair, str], np.ndarray](
             lambda calls: by_key(calls, lambda pair, queries: list(part.encode(pair, queries))),
             thread,
@@ -189,17 +203,22 @@ class EncoderReplica(Reporting):
     async def encode_image(self, pair: Pair, picture: np.ndarray) -> np.ndarray:
         return await self._encode_images((pair, picture))
 
+    async def encode_items(self, pair: Pair, texts: Sequence[str]) -> tuple[str, np.ndarray]:
+        return await asyncio.get_running_loop().run_in_executor(self._items, self._part.encode_items, pair, texts)
+
 
 class RetrieverReplica(Reporting):
     def __init__(self, config: ServeConfig, hub: Any, shard: int):
         Reporting.__init__(self, hub)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rayrec-retrieve")
-        self._part = part = Retriever(config, shard, self.telemetry)
+        log, between = _catalog_log(config), between_answers(self._thread)
+        self._part = part = Retriever(config, shard, self.telemetry, log, between)
         self._find = Batcher[tuple[Pair, Probe], Found](
             lambda calls: by_key(calls, part.find), self._thread, max_size=config.max_batch
         )
 
     async def find(self, pair: Pair, probe: Probe) -> Found:
+        await self._part.reach(pair, probe.min_offset)
         return await self._find((pair, probe))
 
     async def nearest(self, pair: Pair, vector: np.ndarray, k: int, allowed: np.ndarray | None) -> Hits:
@@ -210,4 +229,6 @@ class RetrieverReplica(Reporting):
 class ScorerReplica(Reporting, RemoteScorer):
     def __init__(self, config: ServeConfig, hub: Any, *retrievers: Any):
         Reporting.__init__(self, hub)
-        RemoteScorer.__init__(self, ScorerPart(config, self.telemetry), RemoteRetrievers(retrievers))
+        thread = ThreadPoolExecutor(1, thread_name_prefix="rayrec-score")
+        part = ScorerPart(config, self.telemetry, _catalog_log(config), between_answers(thread))
+        RemoteScorer.__init__(self, part, RemoteRetrievers(retrievers), thread)

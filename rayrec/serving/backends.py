@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -26,9 +27,11 @@ from rayrec.retrieval.completions import Completion
 from rayrec.retrieval.shards import best_rows, own_part
 from rayrec.scorer import Near
 from rayrec.serving.batching import Batcher, by_key
-from rayrec.serving.parts import ScorerPart, follow, load_engine
+from rayrec.serving.parts import ScorerPart, engine_changes, follow, follow_with_changes, load_engine
+from rayrec.serving.tail import Between, Tail
 from rayrec.serving.telemetry import Telemetry
 from rayrec.serving.versions import Live, Loaded, Pair, T
+from rayrec.store import CatalogLog
 from rayrec.workspace import Workspace
 
 R = TypeVar("R")
@@ -58,8 +61,18 @@ class Backend(Protocol):
     async def search(self, version: Loaded[Any], request: SearchRequest, encoded: Encoded) -> Answer: ...
     async def similar(self, version: Loaded[Any], request: SimilarRequest) -> Answer: ...
     async def recommend(self, version: Loaded[Any], request: RecommendRequest, coverage: Coverage | None) -> Answer: ...
-    async def item(self, version: Loaded[Any], item_id: str) -> dict[str, Any]: ...
+    async def item(self, version: Loaded[Any], item_id: str, min_offset: int = 0) -> dict[str, Any]: ...
     async def suggest(self, version: Loaded[Any], prefix: str, k: int) -> list[Completion]: ...
+
+    # -- for changes of the catalog ---------------------------------------------------------------
+
+    async def contents(self, version: Loaded[Any], item_ids: Sequence[str]) -> dict[str, str]:
+        """Hashes of what items say, of those that are there."""
+        ...
+
+    async def item_vectors(self, version: Loaded[Any], texts: Sequence[str]) -> tuple[str, np.ndarray]:
+        """(embedding space, float32 (B, D)) of what items say."""
+        ...
 
 
 async def choose(live: Live[T], index: str | None) -> Loaded[T]:
@@ -83,9 +96,20 @@ class FusedBackend:
     Requests hold the engine they began with, so a swap takes nothing from under them.
     """
 
-    def __init__(self, config: ServeConfig, telemetry: Telemetry):
-        self._live: Live[Engine] = follow(config, "gateway", telemetry, load_engine(config))
+    def __init__(self, config: ServeConfig, telemetry: Telemetry, catalog: CatalogLog | None = None):
+        """catalog: whose changes are taken up; None: the index stays as it was built."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rayrec-engine")
+        # items are embedded beside the answers, not between them
+        self._items = ThreadPoolExecutor(1, thread_name_prefix="rayrec-items")
+        load = load_engine(config)
+        self._live: Live[Engine]
+        self.tail: Tail | None = None
+        if catalog is None:
+            self._live = follow(config, "gateway", telemetry, load)
+        else:
+            self._live, self.tail = follow_with_changes(
+                config, "gateway", telemetry, load, engine_changes, catalog, between_answers(self._thread)
+            )
 
         def encode(calls: list[tuple[Engine, str]]) -> list[np.ndarray | Exception]:
             telemetry.batch.labels("encode").observe(len(calls))
@@ -114,6 +138,7 @@ class FusedBackend:
         return await self._encode_images((version.value, picture))
 
     async def search(self, version: Loaded[Engine], request: SearchRequest, encoded: Encoded) -> Answer:
+        await self._reach(version, request.min_offset)
         return await self._run(version.value.answer, request, encoded)
 
     async def similar(self, version: Loaded[Engine], request: SimilarRequest) -> Answer:
@@ -122,11 +147,28 @@ class FusedBackend:
     async def recommend(self, version: Loaded[Engine], request: RecommendRequest, coverage: Coverage | None) -> Answer:
         return await self._run(version.value.answer_recommend, request, coverage)
 
-    async def item(self, version: Loaded[Engine], item_id: str) -> dict[str, Any]:
-        return version.value.item(item_id)
+    async def item(self, version: Loaded[Engine], item_id: str, min_offset: int = 0) -> dict[str, Any]:
+        await self._reach(version, min_offset)
+        return await self._run(version.value.item, item_id)
 
     async def suggest(self, version: Loaded[Engine], prefix: str, k: int) -> list[Completion]:
-        return version.value.suggest(prefix, k)
+        return await self._run(version.value.suggest, prefix, k)
+
+    async def contents(self, version: Loaded[Engine], item_ids: Sequence[str]) -> dict[str, str]:
+        return await self._run(version.value.scorer.contents, item_ids)
+
+    async def item_vectors(self, version: Loaded[Engine], texts: Sequence[str]) -> tuple[str, np.ndarray]:
+        assert self.tail is not None, "changes are taken where they are followed"
+        vectors = self.tail.of(version.value).vectors
+        if not texts:
+            return vectors.space, np.empty((0, 0), np.float32)
+        numbered = {str(place): text for place, text in enumerate(texts)}
+        made = await asyncio.get_running_loop().run_in_executor(self._items, vectors.made, numbered)
+        return vectors.space, np.stack(list(made.values()))
+
+    async def _reach(self, version: Loaded[Engine], offset: int) -> None:
+        if self.tail is not None and offset:
+            await self.tail.reach(version.value, offset)
 
     async def _run(self, work: Callable[..., R], *args: Any) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
@@ -173,15 +215,26 @@ class SplitBackend:
     async def recommend(self, version: Loaded[Any], request: RecommendRequest, coverage: Coverage | None) -> Answer:
         return await retried(partial(self._scorer.recommend.remote, version.pair, request, coverage))
 
-    async def item(self, version: Loaded[Any], item_id: str) -> dict[str, Any]:
-        return await retried(partial(self._scorer.item.remote, version.pair, item_id))
+    async def item(self, version: Loaded[Any], item_id: str, min_offset: int = 0) -> dict[str, Any]:
+        return await retried(partial(self._scorer.item.remote, version.pair, item_id, min_offset))
 
     async def suggest(self, version: Loaded[Any], prefix: str, k: int) -> list[Completion]:
         return await retried(partial(self._scorer.suggest.remote, version.pair, prefix, k))
 
+    async def contents(self, version: Loaded[Any], item_ids: Sequence[str]) -> dict[str, str]:
+        return await retried(partial(self._scorer.contents.remote, version.pair, item_ids))
+
+    async def item_vectors(self, version: Loaded[Any], texts: Sequence[str]) -> tuple[str, np.ndarray]:
+        return await retried(partial(self._encoder.encode_items.remote, version.pair, texts))
+
 
 def _load_preprocess(ws: Workspace, pair: Pair, before: Preprocess | None) -> Preprocess | None:
     return encoder_exports.image_preprocess(ws, ws.manifest("indexes", pair.index)["encoder"])
+
+
+def between_answers(thread: ThreadPoolExecutor) -> Between:
+    """Work of changes, where all answers come from one thread."""
+    return lambda work: thread.submit(work).result()
 
 
 async def retried(call: Callable[[], Awaitable[R]]) -> R:
@@ -226,19 +279,23 @@ class RemoteRetrievers:
 class RemoteScorer:
     """What a scorer replica does for a gateway: plan, ask the retrievers, answer."""
 
-    def __init__(self, part: ScorerPart, retrievers: RemoteRetrievers):
+    def __init__(self, part: ScorerPart, retrievers: RemoteRetrievers, thread: ThreadPoolExecutor | None = None):
+        """thread: in which the part takes up changes, too."""
         self._part = part
         self._retrievers = retrievers
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rayrec-score")
+        self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="rayrec-score")
 
     async def search(self, pair: Pair, request: SearchRequest, encoded: Encoded) -> Answer:
-        probe = self._part.scorer(pair).probe(request, encoded)
+        await self._part.reach(pair, request.min_offset)
+        probe = await self._run(self._part.scorer(pair).probe, request, encoded)
+        if probe is not None and request.min_offset:
+            probe = replace(probe, min_offset=request.min_offset)
         found = [] if probe is None else await self._retrievers.find(pair, probe)
         return await self._run(self._part.answer, pair, request, probe, found, encoded)
 
     async def similar(self, pair: Pair, request: SimilarRequest) -> Answer:
         scorer = self._part.scorer(pair)
-        plan = scorer.plan_similar(request)
+        plan = await self._run(scorer.plan_similar, request)
         near = await self._retrievers.nearest(pair, plan.near)
         return await self._run(scorer.similar, request, plan, near)
 
@@ -248,11 +305,15 @@ class RemoteScorer:
         near = await self._retrievers.nearest(pair, plan.near)
         return await self._run(scorer.recommend, request, plan, near, coverage)
 
-    async def item(self, pair: Pair, item_id: str) -> dict[str, Any]:
-        return self._part.scorer(pair).item(item_id)
+    async def item(self, pair: Pair, item_id: str, min_offset: int) -> dict[str, Any]:
+        await self._part.reach(pair, min_offset)
+        return await self._run(self._part.scorer(pair).item, item_id)
 
     async def suggest(self, pair: Pair, prefix: str, k: int) -> list[Completion]:
-        return self._part.scorer(pair).suggest(prefix, k)
+        return await self._run(self._part.scorer(pair).suggest, prefix, k)
+
+    async def contents(self, pair: Pair, item_ids: Sequence[str]) -> dict[str, str]:
+        return await self._run(self._part.scorer(pair).contents, item_ids)
 
     async def _run(self, work: Callable[..., R], *args: Any) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)

@@ -13,7 +13,7 @@ from rayrec.config import ServeConfig
 from rayrec.errors import Overloaded, TooLarge, Unavailable
 
 _WITH_IMAGE = "/v1/search"
-_WITH_EVENTS = "/v1/events"
+_OF_MANY = ("/v1/events", "/v1/items")
 _LARGE_MIB = 64  # of large bodies at a time in a replica, which parsing and decoding make three times as much
 _UPLOAD_S = 30.0
 _IMAGE = re.compile(rb'"image"\s*:\s*"')
@@ -22,21 +22,21 @@ _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)', re.DOTALL)
 
 
 class Bodies:
-    """Reads bodies. Those of a search may hold a picture beyond what others may, those of events many of them."""
+    """Reads bodies. Those of a search may hold a picture beyond what others may, those of events and items many."""
 
     def __init__(self, config: ServeConfig):
         self._limit = config.max_body_bytes
-        self._events = max(config.max_events_bytes, config.max_body_bytes)
+        self._many = max(config.max_events_bytes, config.max_body_bytes)
         self._depth = config.max_depth
         self._image = 4 * -(-config.max_image_bytes // 3)  # in base64
-        self._room = max(_LARGE_MIB << 20, self._limit + self._image, self._events)
+        self._room = max(_LARGE_MIB << 20, self._limit + self._image, self._many)
 
     async def read(self, receive: Receive, headers: Headers, path: str, held: contextlib.ExitStack) -> bytes:
         """The whole body. held: gives back the memory that it takes, when the request is done.
 
         Raises TooLarge; Overloaded or Unavailable if too many large ones are on their way, or one is too slow.
         """
-        own = self._events if path == _WITH_EVENTS else self._limit
+        own = self._many if path in _OF_MANY else self._limit
         limit = own + (self._image if path == _WITH_IMAGE else 0)
         told = headers.get("content-length", "0")
         size_told = int(told) if told.isdecimal() else 0
@@ -66,7 +66,7 @@ class Bodies:
 
     def _too_large(self, path: str) -> TooLarge:
         beside = f", beside an image of up to {self._image} in base64" if path == _WITH_IMAGE else ""
-        limit = self._events if path == _WITH_EVENTS else self._limit
+        limit = self._many if path in _OF_MANY else self._limit
         return TooLarge(f"body: over {limit} bytes{beside}")
 
     @contextlib.contextmanager

@@ -47,6 +47,7 @@ STATUS: dict[type[RayrecError], tuple[int, str]] = {
 }
 _STATUS_OF = {"stale_cursor": 409, "invalid_image": 422}  # of an InvalidRequest's code; else 400
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_EMBEDDING_MS = 60_000  # of up to a thousand new items, on one core
 _BODIES = ("POST", "PUT", "PATCH", "DELETE")
 _PAGE_CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -119,7 +120,7 @@ class Edge:
                 body = await self._bodies.read(receive, headers, path, held)
                 call_it_json(scope)
             call = self._app(scope, receive if body is None else replay(body, receive), send_with_headers)
-            await asyncio.wait_for(call, self._deadline_s(headers))
+            await asyncio.wait_for(call, self._deadline_s(headers, path))
         except Exception as error:  # the edge of the service: whatever is thrown becomes the one shape
             if status:  # too late to say anything else
                 raise
@@ -133,10 +134,10 @@ class Edge:
             self._telemetry.requests.labels(route, str(status or _GONE)).inc()
             self._telemetry.latency.labels(route).observe(time.perf_counter() - started)
 
-    def _deadline_s(self, headers: Headers) -> float:
+    def _deadline_s(self, headers: Headers, path: str) -> float:
         """The config's, or a shorter one that the caller gives in milliseconds as `X-Deadline-Ms`."""
         wanted = headers.get("x-deadline-ms", "")
-        limit = self._config.deadline_ms
+        limit = max(self._config.deadline_ms, _EMBEDDING_MS) if path == "/v1/items" else self._config.deadline_ms
         return min(max(int(wanted), 1), limit) / 1000 if wanted.isdecimal() and len(wanted) < 8 else limit / 1000
 
     # -- who asks ---------------------------------------------------------------------------------

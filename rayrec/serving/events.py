@@ -13,11 +13,12 @@ from rayrec.config import ServeConfig
 from rayrec.errors import NotFound, Overloaded, SchemaError, TooLarge
 from rayrec.request import Recent
 from rayrec.serving.batching import Batcher
-from rayrec.serving.models import EventBody
+from rayrec.serving.models import EventBody, first_fault
 from rayrec.serving.telemetry import Telemetry
 from rayrec.store import Event, EventStore, file_in
 from rayrec.workspace import Workspace
 
+K = TypeVar("K")
 R = TypeVar("R")
 _TOGETHER = 64  # requests whose events are flushed to the disk at a time
 _RECENT = 200  # newest events of a shopper that an answer minds beside those of the index
@@ -50,10 +51,7 @@ class Events:
             try:
                 good.append(self._checked(body, now_us))
             except ValidationError as error:
-                first = error.errors(include_url=False, include_input=False)[0]
-                where = ".".join(str(part) for part in first["loc"])
-                message = first["msg"].removeprefix("Value error, ")
-                rejected.append(_rejected(index, "invalid_event", f"{where}: {message}" if where else message))
+                rejected.append(_rejected(index, "invalid_event", first_fault(error)))
             except _Refused as error:
                 rejected.append(_rejected(index, *error.args))
         if len(good) > self._config.max_pending_events:
@@ -123,10 +121,10 @@ def _rejected(index: int, code: str, message: str) -> dict[str, Any]:
     return {"index": index, "code": code, "message": message}
 
 
-async def of_store(events: Events | None, ask: Callable[[Events], Awaitable[R]]) -> R:
-    """What a store answers. Raises NotFound where the service has none."""
-    if events is None:
+async def of_store(kept: K | None, ask: Callable[[K], Awaitable[R]]) -> R:
+    """What events or a catalog answer. Raises NotFound where the service has no store."""
+    if kept is None:
         raise NotFound(
-            "this service keeps no events; name a store in its config: sqlite:///path on one machine, redis:// on many"
+            "this service keeps nothing; name a store in its config: sqlite:///path on one machine, redis:// on many"
         )
-    return await ask(events)
+    return await ask(kept)

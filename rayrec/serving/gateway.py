@@ -17,13 +17,14 @@ from typing import Any, TypeVar
 import numpy as np
 from cachetools import LRUCache
 
-from rayrec.answer import Answer, Coverage, Encoded, Lack, cursor_index
+from rayrec.answer import Answer, Coverage, Encoded, Lack, cursor_index, cursor_offset
 from rayrec.config import ServeConfig
 from rayrec.engine import POPULAR
 from rayrec.errors import Overloaded, RayrecError, Unavailable, VersionNotLoaded
 from rayrec.photo import Photo, no_pictures
 from rayrec.request import Recent, RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.serving.backends import Backend
+from rayrec.serving.catalog import Catalog
 from rayrec.serving.events import Events
 from rayrec.serving.photos import Decoder
 from rayrec.serving.telemetry import Telemetry
@@ -49,10 +50,12 @@ class Gateway:
         telemetry: Telemetry,
         replica: str,
         events: Events | None = None,
+        catalog: Catalog | None = None,
     ):
-        """events: None of a service without a store, which knows shoppers from the index alone."""
+        """events, catalog: None of a service without a store, whose shoppers and items are those of the index alone."""
         self.config = config
         self.events = events
+        self.catalog = catalog
         self.backend = backend
         self.telemetry = telemetry
         self.replica = replica
@@ -66,7 +69,10 @@ class Gateway:
         with self._admitted() as load:
             recent, lack = await self._recent(request.user_id, session_id)
             request = replace(request, recent=recent)
-            pinned = None if request.cursor is None else cursor_index(request.cursor)
+            pinned = None
+            if request.cursor is not None:
+                pinned, offset = cursor_index(request.cursor), cursor_offset(request.cursor)
+                request = replace(request, min_offset=max(request.min_offset, offset))
             answer = await self._by_a_version(lambda version: self._search(version, request, load), pinned)
         return self._finished("search", answer, started, lack)
 

@@ -25,12 +25,15 @@ from rayrec.serving.events import of_store
 from rayrec.serving.gateway import Gateway
 from rayrec.serving.models import (
     AnswerModel,
+    ChangesAnswer,
     ErrorModel,
     EventsAnswer,
     EventsBody,
     IdentifyAnswer,
     IdentifyBody,
     ItemAnswer,
+    ItemPatch,
+    ItemsBody,
     PageAnswer,
     RecommendBody,
     SearchBody,
@@ -38,6 +41,7 @@ from rayrec.serving.models import (
 )
 from rayrec.serving.photos import from_text
 
+_ItemId = Annotated[str, Path(min_length=1, max_length=512)]
 MetricsText = Callable[[], Awaitable[str]]
 
 _TYPES = {
@@ -84,6 +88,7 @@ def create_app(gateway: Gateway, keys: Keys, metrics: MetricsText) -> FastAPI:
     _add_errors(app)
     _add_answers(app, gateway)
     _add_events(app, gateway)
+    _add_catalog(app, gateway)
     _add_operations(app, metrics)
     _add_docs(app)
     if config.page:
@@ -167,6 +172,27 @@ def _add_events(app: FastAPI, gateway: Gateway) -> None:
     async def identify(request: Request, body: IdentifyBody) -> Response:
         told = await of_store(gateway.events, lambda store: store.identify(body.session_id, body.user_id))
         return _json(request, told)
+
+
+def _add_catalog(app: FastAPI, gateway: Gateway) -> None:
+    options: dict[str, Any] = {
+        "dependencies": [needs("catalog")],
+        "response_class": Response,
+        "responses": {**_ERRORS, 200: {"model": ChangesAnswer}},
+    }
+
+    @app.put("/v1/items", **options, summary="Upsert items: durable, and found by every replica, within a second")
+    async def put(request: Request, body: ItemsBody) -> Response:
+        return _json(request, await of_store(gateway.catalog, lambda catalog: catalog.put(body.items)))
+
+    @app.patch("/v1/items/{item_id}", **options, summary="Merge fields into an item; null removes")
+    async def patch(request: Request, item_id: _ItemId, body: ItemPatch) -> Response:
+        given = body.model_dump(exclude_unset=True)
+        return _json(request, await of_store(gateway.catalog, lambda catalog: catalog.patch(item_id, given)))
+
+    @app.delete("/v1/items/{item_id}", **options, summary="Delete an item: it comes back only when it is put again")
+    async def delete(request: Request, item_id: _ItemId) -> Response:
+        return _json(request, await of_store(gateway.catalog, lambda catalog: catalog.delete(item_id)))
 
 
 def _add_operations(app: FastAPI, metrics: MetricsText) -> None:

@@ -2,7 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from rayrec.request import MAX_PAGE_SIZE, MAX_QUERY_CHARS
 
@@ -63,6 +71,7 @@ class SearchBody(Strict):
     cursor: str | None = Field(None, max_length=512, description="of the answer before; wins over page")
     mode: Literal["hybrid", "lexical", "dense"] = "hybrid"
     explain: bool = Field(False, description="say for each hit why it is there")
+    min_offset: int = Field(0, ge=0, lt=2**53, description="of a change of the catalog that the answer has to know")
 
 
 class RecommendBody(Strict):
@@ -74,6 +83,22 @@ class RecommendBody(Strict):
     filters: Filters | None = None
     k: int = Field(24, ge=1, le=MAX_PAGE_SIZE)
     explain: bool = False
+
+
+def _valid_text(value: Any) -> Any:
+    texts = value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else [value]
+    for text in texts:
+        if isinstance(text, str) and text != text.encode("utf-8", "ignore").decode():
+            raise ValueError("not valid Unicode text")
+    return value
+
+
+def first_fault(error: ValidationError) -> str:
+    """What is wrong first, without what was sent."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
 
 
 class EventBody(Strict):
@@ -103,13 +128,7 @@ class EventBody(Strict):
             raise ValueError(f"{subject}: required of a {self.type}")
         return self
 
-    @field_validator("*")
-    @classmethod
-    def _is_text(cls, value: Any) -> Any:
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and text != text.encode("utf-8", "ignore").decode():
-                raise ValueError("not valid Unicode text")
-        return value
+    _is_text = field_validator("*")(_valid_text)
 
 
 class EventsBody(Strict):
@@ -119,6 +138,65 @@ class EventsBody(Strict):
         json_schema_extra={"items": EventBody.model_json_schema()},
         examples=[[{"event_id": "e1", "type": "click", "user_id": "900", "item_id": "32553"}]],
     )
+
+
+_WHOLE = Annotated[int, Field(ge=0, lt=2**53)]
+_LONG = Annotated[str, Field(max_length=20_000)]
+_WORD = Annotated[str, Field(min_length=1, max_length=1_000)]
+
+
+class ItemBody(Strict):
+    """An item as it is from now on, whatever it was before."""
+
+    item_id: _ID
+    title: _WORD
+    description: _LONG | None = None
+    brand: _WORD | None = None
+    category: list[_WORD] | None = Field(None, max_length=32, description="from the widest to the narrowest")
+    price_cents: _WHOLE | None = None
+    currency: str | None = Field(None, min_length=1, max_length=16)
+    image_uri: str | None = Field(None, min_length=1, max_length=2_048, description="read by the next embed job")
+    attributes: dict[_WORD, _WORD] | None = Field(None, max_length=256)
+    available: bool | None = None
+    updated_us: _WHOLE | None = Field(None, description="microseconds UTC; null: now")
+
+    _is_text = field_validator("*")(_valid_text)
+
+
+class ItemPatch(Strict):
+    """Fields that are to be others; null takes one away, those not named stay. Attributes are merged by key."""
+
+    title: _WORD = Field("", description="an item always has one")
+    description: _LONG | None = None
+    brand: _WORD | None = None
+    category: list[_WORD] | None = Field(None, max_length=32)
+    price_cents: _WHOLE | None = None
+    currency: str | None = Field(None, min_length=1, max_length=16)
+    image_uri: str | None = Field(None, min_length=1, max_length=2_048)
+    attributes: dict[_WORD, _WORD | None] | None = Field(None, max_length=256, description="null removes a key")
+    available: bool | None = None
+    updated_us: _WHOLE | None = None
+
+    _is_text = field_validator("*")(_valid_text)
+
+
+class ItemsBody(Strict):
+    items: list[Any] = Field(
+        max_length=1_000,
+        description="each an ItemBody; the good are taken, each bad one is answered for itself",
+        json_schema_extra={"items": ItemBody.model_json_schema()},
+        examples=[[{"item_id": "m1", "title": "Blue mug", "price_cents": 1299, "category": ["Kitchen", "Mugs"]}]],
+    )
+
+
+class ChangesAnswer(BaseModel):
+    """offset: in the log of changes, of the newest that was taken; null where none was. A search with it as min_offset
+    knows the change."""
+
+    request_id: str
+    accepted: int
+    rejected: list["Rejected"]
+    offset: int | None
 
 
 class IdentifyBody(Strict):

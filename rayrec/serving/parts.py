@@ -5,6 +5,7 @@ name the pair they want and fall back on the other where a part is not there yet
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,23 +17,62 @@ from rayrec.encoders.base import Encoder
 from rayrec.encoders.image import ImageEncoder
 from rayrec.engine import Engine, fusion_weights, search_coverage
 from rayrec.errors import IncompatibleArtifact
+from rayrec.item_vectors import ItemVectors
 from rayrec.photo import no_pictures
 from rayrec.request import SearchRequest
-from rayrec.retrieval.base import Found, Hits, Probe
-from rayrec.retrieval.shards import Shard, Shards
+from rayrec.retrieval.base import Found, Hits, Probe, Update
+from rayrec.retrieval.live import LiveCatalog, Pictures
+from rayrec.retrieval.shards import Shard, Shards, load_columns
 from rayrec.scorer import Scorer, TrainedModel
+from rayrec.serving.tail import Between, Following, Tail, alone
 from rayrec.serving.telemetry import Telemetry
 from rayrec.serving.versions import Live, Pair, T
+from rayrec.store import CatalogLog
 from rayrec.workspace import Workspace
 
 _WARM_UP = "warm up"
 _WARM_UP_PICTURE = np.zeros((8, 8, 3), np.uint8)
 
 
-def follow(
-    config: ServeConfig, part: str, telemetry: Telemetry, load: Callable[[Workspace, Pair, T | None], T]
-) -> Live[T]:
+Load = Callable[[Workspace, Pair, T | None], T]
+FollowChanges = Callable[[Workspace, Pair, T, CatalogLog], Following]
+"""how a loaded part takes up changes of the catalog"""
+
+
+def follow(config: ServeConfig, part: str, telemetry: Telemetry, load: Load[T]) -> Live[T]:
     """A part that follows the config's workspace, and whose versions and failures are counted."""
+    return _follow(config, part, telemetry, load, lambda value: None)
+
+
+def follow_with_changes(
+    config: ServeConfig,
+    part: str,
+    telemetry: Telemetry,
+    load: Load[T],
+    changes: FollowChanges[T],
+    catalog: CatalogLog,
+    between: Between,
+) -> tuple[Live[T], Tail]:
+    """As `follow`, of a part that takes up changes of the catalog too; a version that comes late catches up first."""
+    tail = Tail(
+        catalog,
+        config.tail_ms / 1000,
+        between,
+        on_failure=telemetry.tail_failures.labels(part).inc,
+        on_change=telemetry.log_offset.labels(part).set,
+    )
+
+    def load_and_catch_up(ws: Workspace, pair: Pair, before: T | None) -> T:
+        value = load(ws, pair, before)
+        tail.follow(changes(ws, pair, value, catalog))
+        return value
+
+    return _follow(config, part, telemetry, load_and_catch_up, tail.drop), tail
+
+
+def _follow(
+    config: ServeConfig, part: str, telemetry: Telemetry, load: Load[T], on_drop: Callable[[T], None]
+) -> Live[T]:
     ws = Workspace.open(config.workspace, create=False)
 
     def changed(pair: Pair) -> None:
@@ -46,6 +86,7 @@ def follow(
         keep_previous_s=config.keep_previous_s,
         on_change=changed,
         on_failure=lambda pair: telemetry.load_failures.labels(part).inc(),
+        on_drop=on_drop,
     )
 
 
@@ -69,10 +110,16 @@ def load_engine(config: ServeConfig) -> Callable[[Workspace, Pair, Engine | None
     return load
 
 
+def engine_changes(ws: Workspace, pair: Pair, engine: Engine, catalog: CatalogLog) -> Following:
+    vectors = ItemVectors(catalog, ws, ws.manifest("indexes", pair.index)["encoder"], engine.encoder)
+    return Following(engine, engine.live, engine.update, vectors)
+
+
 class Encoders(NamedTuple):
-    """An index's encoders; images is None, and its export too, for one without pictures."""
+    """An index's encoders, of queries and of items; images is None, and its export too, for one without pictures."""
 
     texts: Encoder
+    items: Encoder
     images: ImageEncoder | None
     export: str | None
 
@@ -88,6 +135,11 @@ class QueryEncoder:
         """float32 (B, D). Raises VersionNotLoaded."""
         self._telemetry.batch.labels("encode").observe(len(queries))
         return self._live.get(pair).value.texts.encode(queries, "query")
+
+    def encode_items(self, pair: Pair, texts: Sequence[str]) -> tuple[str, np.ndarray]:
+        """(space, float32 (B, D)) of what items say. Raises VersionNotLoaded."""
+        encoder = self._live.get(pair).value.items
+        return encoder.id.space, encoder.encode(texts, "passage") if texts else np.empty((0, 0), np.float32)
 
     def encode_images(self, pair: Pair, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """float32 (B, D) of uint8 (H, W, 3). Raises VersionNotLoaded, InvalidRequest for an index without pictures."""
@@ -106,31 +158,75 @@ def _load_encoders(ws: Workspace, pair: Pair, before: Encoders | None) -> Encode
     else:
         texts = encoder_exports.open_for(ws, wanted)
         texts.encode([_WARM_UP], "query")
+    items = texts if wanted["id"] == wanted["query_id"] else encoder_exports.open_items(ws, wanted)
     if before is not None and before.export == export:
-        return Encoders(texts, before.images, export)
+        return Encoders(texts, items, before.images, export)
     images = encoder_exports.open_images(ws, wanted)
     if images is not None:
         images.encode([_WARM_UP_PICTURE])
-    return Encoders(texts, images, export)
+    return Encoders(texts, items, images, export)
 
 
 class Retriever:
     """One shard's words and vectors. Raises IncompatibleArtifact if the index has other shards than the config says."""
 
-    def __init__(self, config: ServeConfig, shard: int, telemetry: Telemetry):
+    def __init__(
+        self,
+        config: ServeConfig,
+        shard: int,
+        telemetry: Telemetry,
+        catalog: CatalogLog | None = None,
+        between: Between = alone,
+    ):
+        """catalog: whose changes are taken up; between: runs their taking up while nothing is looked for."""
         self._shard = shard
         self._shards = config.shards
         self._telemetry = telemetry
-        self._live = follow(config, f"retriever-{shard}", telemetry, self._load)
+        self.tail: Tail | None = None
+        part = f"retriever-{shard}"
+        if catalog is None:
+            self._live = follow(config, part, telemetry, self._load)
+        else:
+            self._live, self.tail = follow_with_changes(
+                config, part, telemetry, self._load, self._changes, catalog, between
+            )
 
     def _load(self, ws: Workspace, pair: Pair, before: Shard | None) -> Shard:
         check_shards(ws, pair, self._shards)
         return Shard.load(ws.local_copy("indexes", pair.index), self._shard, self._shards)
 
+    def _changes(self, ws: Workspace, pair: Pair, shard: Shard, catalog: CatalogLog) -> Following:
+        """Of the items a shard knows only their words and vectors: who their rows are is read from the index."""
+        manifest = ws.manifest("indexes", pair.index)
+        directory = ws.local_copy("indexes", pair.index)
+        columns = load_columns(directory)
+        weight = (manifest["encoder"].get("images") or {}).get("weight")
+
+        def pictures() -> Pictures | None:
+            return Shards.load(directory, self._shards, mapped=True).pictures(weight)
+
+        live = LiveCatalog(columns, shard.dense.dim, manifest["log_offset"], pictures)
+
+        def update(updates: Sequence[Update], offset: int) -> None:
+            columns.update(updates)
+            shard.update(updates)
+
+        return Following(shard, live, update, ItemVectors(catalog, ws, manifest["encoder"]))
+
+    async def reach(self, pair: Pair, offset: int) -> None:
+        """Wait until the change of an offset is taken up. Raises VersionNotLoaded, Unavailable."""
+        if self.tail is not None and offset:
+            await self.tail.reach(self._live.get(pair).value, offset)
+
     def find(self, pair: Pair, probes: Sequence[Probe]) -> list[Found]:
         """What the shard has for each probe. Raises VersionNotLoaded."""
         self._telemetry.batch.labels("retrieve").observe(len(probes))
-        return self._live.get(pair).value.find(probes)
+        shard = self._live.get(pair).value
+        found = shard.find(probes)
+        if self.tail is None:
+            return found
+        offset = self.tail.offset(shard)
+        return [replace(each, offset=offset) for each in found]
 
     def nearest(self, pair: Pair, vector: np.ndarray, k: int, allowed: np.ndarray | None) -> Hits:
         """The k items nearest to vector (D,). allowed: packed bits of this shard's mask. Raises VersionNotLoaded."""
@@ -151,9 +247,22 @@ def check_shards(ws: Workspace, pair: Pair, shards: int) -> None:
 class ScorerPart:
     """The scorer of each loaded pair; it reads vectors of single rows from the mapped file."""
 
-    def __init__(self, config: ServeConfig, telemetry: Telemetry):
+    def __init__(
+        self,
+        config: ServeConfig,
+        telemetry: Telemetry,
+        catalog: CatalogLog | None = None,
+        between: Between = alone,
+    ):
+        """catalog, between: as of a retriever."""
         self._shards = config.shards
-        self._live = follow(config, "scorer", telemetry, self._load)
+        self.tail: Tail | None = None
+        if catalog is None:
+            self._live = follow(config, "scorer", telemetry, self._load)
+        else:
+            self._live, self.tail = follow_with_changes(
+                config, "scorer", telemetry, self._load, self._changes, catalog, between
+            )
 
     def _load(self, ws: Workspace, pair: Pair, before: Scorer | None) -> Scorer:
         check_shards(ws, pair, self._shards)
@@ -171,6 +280,17 @@ class ScorerPart:
             events_offset=manifest.get("events_offset", 0),
         )
 
+    def _changes(self, ws: Workspace, pair: Pair, scorer: Scorer, catalog: CatalogLog) -> Following:
+        manifest = ws.manifest("indexes", pair.index)
+        weight = (manifest["encoder"].get("images") or {}).get("weight")
+        live = scorer.live(manifest["log_offset"], weight)
+        return Following(scorer, live, scorer.update, ItemVectors(catalog, ws, manifest["encoder"]))
+
+    async def reach(self, pair: Pair, offset: int) -> None:
+        """Wait until the change of an offset is taken up. Raises VersionNotLoaded, Unavailable."""
+        if self.tail is not None and offset:
+            await self.tail.reach(self.scorer(pair), offset)
+
     def scorer(self, pair: Pair) -> Scorer:
         """Raises VersionNotLoaded."""
         return self._live.get(pair).value
@@ -181,4 +301,6 @@ class ScorerPart:
         """A search from what the shards found for its probe; no probe, what is popular."""
         scorer = self.scorer(pair)
         scored = scorer.everything() if probe is None else scorer.scored(probe, list(found), mode=request.mode)
-        return scorer.search(request, scored, search_coverage(probe, encoded))
+        answer = scorer.search(request, scored, search_coverage(probe, encoded))
+        offset = min([answer.versions["log_offset"], *(each.offset for each in found if each.offset is not None)])
+        return replace(answer, versions={**answer.versions, "log_offset": offset})

@@ -44,6 +44,15 @@ class Telemetry:
             "rayrec_degraded", "Answers that had to do without a part, and refusals.", ["route", "step"], registry=r
         )
         self.events = Counter("rayrec_events", "Events sent, by what became of each.", ["state"], registry=r)
+        self.changes = Counter(
+            "rayrec_changes", "Changes of the catalog sent, by what became of each.", ["state"], registry=r
+        )
+        self.log_offset = Gauge(
+            "rayrec_log_offset", "Up to which a replica has taken up changes of the catalog.", ["part"], registry=r
+        )
+        self.tail_failures = Counter(
+            "rayrec_tail_failures", "Times that changes could not be taken up.", ["part"], registry=r
+        )
         self.in_flight = Gauge("rayrec_in_flight", "Requests being answered.", registry=r)
         self.version = Gauge(
             "rayrec_version_replicas", "Replicas that answer with a version.", ["part", "index", "model"], registry=r

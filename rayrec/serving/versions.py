@@ -38,7 +38,8 @@ class Live(Generic[T]):
     """A part of the service that follows the workspace's pointer.
 
     load: (pair, what was loaded before or None) -> the part; it may take its time, requests go on meanwhile.
-    on_change: told the pair that answers from now on; on_failure: told the pair that could not be loaded.
+    on_change: told the pair that answers from now on; on_failure: told the pair that could not be loaded; on_drop: told
+    what will not answer any more.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Live(Generic[T]):
         keep_previous_s: float = 60.0,
         on_change: Callable[[Pair], None] = lambda pair: None,
         on_failure: Callable[[Pair], None] = lambda pair: None,
+        on_drop: Callable[[T], None] = lambda part: None,
     ):
         """Load what answers now. Raises NotFound if nothing does, and whatever `load` raises."""
         self._ws = ws
@@ -58,6 +60,7 @@ class Live(Generic[T]):
         self._keep_previous_s = max(keep_previous_s, _LEAST_KEEP_S)
         self._on_change = on_change
         self._on_failure = on_failure
+        self._on_drop = on_drop
         self._wake = threading.Event()
         self._closed = False
         self._failed: tuple[Pair, float] | None = None
@@ -105,7 +108,8 @@ class Live(Generic[T]):
             self._wake.wait(self._poll_s)
             self._wake.clear()
             if self._previous is not None and time.monotonic() - self._previous[1] > self._keep_previous_s:
-                self._previous = None
+                dropped, self._previous = self._previous[0].value, None
+                self._on_drop(dropped)
             try:
                 pair = self._pointed()
             except Exception as error:  # the loop outlives whatever a filesystem or a damaged pointer throws
@@ -135,5 +139,7 @@ class Live(Generic[T]):
                 return
         self._previous = (self.current, time.monotonic())
         self.current = loaded
+        if kept is not None and kept.pair != pair:
+            self._on_drop(kept.value)
         self._on_change(pair)
         log.info("index %s answers now, with model %s", pair.index, pair.model)

@@ -14,7 +14,7 @@ LAYERS = {
     "contracts": {"schema", "config", "errors"},
     "storage": {"files", "workspace", "embedding_store", "store"},
     "domain": {"data", "encoders", "fitting", "retrieval", "ranking", "models", "evaluation"},
-    "engine": {"engine", "scorer", "request", "answer", "photo", "encoder_exports"},
+    "engine": {"engine", "scorer", "request", "answer", "photo", "encoder_exports", "item_vectors"},
     "pipelines": {"pipelines"},
     "serving": {"serving"},
     "entry": {"__init__", "cli", "demo", "console", "doctor", "feeding", "jobs"},

@@ -42,6 +42,7 @@ def gone(offset: int, item_id: str) -> Change:
 
 def apply(engine: Engine, *changes: Change) -> None:
     engine.update(engine.live.plan(changes, embed), changes[-1].offset)
+    engine.live.offset = changes[-1].offset
 
 
 @pytest.fixture(params=[1, 3])

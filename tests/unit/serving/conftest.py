@@ -13,12 +13,14 @@ from rayrec import encoder_exports
 from rayrec.config import ServeConfig
 from rayrec.serving.auth import Keys
 from rayrec.serving.backends import FusedBackend
+from rayrec.serving.catalog import Catalog
 from rayrec.serving.events import Events, store_url
 from rayrec.serving.gateway import Gateway
 from rayrec.serving.http import create_app
+from rayrec.serving.tail import Tail
 from rayrec.serving.telemetry import Telemetry, exposition
 from rayrec.serving.versions import Live
-from rayrec.store import EventStore, open_store
+from rayrec.store import CatalogLog, EventStore, open_catalog_log, open_store
 from rayrec.workspace import Workspace
 from tests.fakes import FakeEncoder, FakeImageEncoder, make_catalog, make_shoppers, publish_index
 
@@ -53,6 +55,7 @@ def fake_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     def preprocess(ws: Workspace, encoder: dict[str, Any]) -> Any:
         return FakeImageEncoder().preprocess if encoder["images"] else None
 
+    monkeypatch.setattr(encoder_exports, "open_items", lambda ws, encoder, **_: FakeEncoder())
     monkeypatch.setattr(encoder_exports, "open_for", lambda ws, encoder, **_: FakeEncoder())
     monkeypatch.setattr(encoder_exports, "open_images", images)
     monkeypatch.setattr(encoder_exports, "image_preprocess", preprocess)
@@ -61,17 +64,22 @@ def fake_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def nobody_goes_on_looking(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test made to follow a workspace stops when the test ends: hundreds would slow the others down."""
-    made: list[Live[Any]] = []
-    begin = Live.__init__
+    made: list[Any] = []
 
-    def noted(self: Live[Any], *args: Any, **kwargs: Any) -> None:
-        begin(self, *args, **kwargs)
-        made.append(self)
+    def note(kind: type) -> None:
+        begin = kind.__init__
 
-    monkeypatch.setattr(Live, "__init__", noted)
+        def noted(self: Any, *args: Any, **kwargs: Any) -> None:
+            begin(self, *args, **kwargs)
+            made.append(self)
+
+        monkeypatch.setattr(kind, "__init__", noted)
+
+    note(Live)
+    note(Tail)
     yield
-    for live in made:
-        live.close()
+    for one in made:
+        one.close()
 
 
 @pytest.fixture
@@ -160,18 +168,20 @@ class App:
 @pytest.fixture
 def make_app(ws: Workspace) -> Iterator[Callable[..., App]]:
     """Each app made is a replica of its own over one workspace, and so over one store."""
-    stores: list[EventStore] = []
+    stores: list[EventStore | CatalogLog] = []
 
     def make(backend: Any = None, of: Workspace = ws, **settings: Any) -> App:
         config = ServeConfig(workspace=of.uri, poll_s=0.05, **settings)
         telemetry = Telemetry()
         keys = Keys(of)
-        secrets = {name: keys.create(name)[1] for name in ("read", "events", "admin")}
+        secrets = {name: keys.create(name)[1] for name in ("read", "events", "catalog", "admin")}
         url = store_url(config, of, nodes=1)
         assert url is not None
-        stores.append(open_store(url))
-        events = Events(config, stores[-1], telemetry)
-        gateway = Gateway(config, backend or FusedBackend(config, telemetry), telemetry, "r1", events)
+        stores.append(opened := open_store(url))
+        events = Events(config, opened, telemetry)
+        stores.append(log := open_catalog_log(url))
+        behind = backend or FusedBackend(config, telemetry, log)
+        gateway = Gateway(config, behind, telemetry, "r1", events, Catalog(config, log, behind, telemetry))
 
         async def metrics() -> str:
             return exposition(telemetry.snapshot())

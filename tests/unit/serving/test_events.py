@@ -318,5 +318,5 @@ def test_where_events_are_kept(tmp_path):
     assert store_url(redis, ws, 9) == "redis://cache:6379/0"
     with pytest.raises(SchemaError, match="SQLite is for one machine, this cluster has 2 nodes"):
         store_url(ServeConfig(workspace=ws.uri, store="sqlite:///x.db"), ws, 2)
-    with pytest.raises(NotFound, match="keeps no events"):
+    with pytest.raises(NotFound, match="keeps nothing"):
         asyncio.run(of_store(None, None))

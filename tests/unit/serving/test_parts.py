@@ -4,6 +4,7 @@ import asyncio
 import json
 import pickle
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,20 @@ from rayrec.config import ServeConfig
 from rayrec.errors import IncompatibleArtifact, InvalidRequest, NotFound, Unavailable, VersionNotLoaded
 from rayrec.photo import Photo
 from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
-from rayrec.serving.backends import FusedBackend, RemoteRetrievers, RemoteScorer, SplitBackend, retried
+from rayrec.serving.backends import (
+    FusedBackend,
+    RemoteRetrievers,
+    RemoteScorer,
+    SplitBackend,
+    between_answers,
+    retried,
+)
+from rayrec.serving.catalog import Catalog
 from rayrec.serving.gateway import Gateway
 from rayrec.serving.parts import QueryEncoder, Retriever, ScorerPart
 from rayrec.serving.telemetry import Telemetry
 from rayrec.serving.versions import Pair
+from rayrec.store import CatalogLog, open_catalog_log
 from tests.fakes import make_catalog, make_photo, publish_model
 
 
@@ -48,6 +58,9 @@ class EncoderSide:
     def encode(self, pair: Pair, query: str) -> np.ndarray:
         return self.part.encode(pair, [query])[0]
 
+    def encode_items(self, pair: Pair, texts: list[str]) -> tuple[str, np.ndarray]:
+        return self.part.encode_items(pair, texts)
+
     def encode_image(self, pair: Pair, picture: np.ndarray) -> np.ndarray:
         return self.part.encode_images(pair, [picture])[0]
 
@@ -56,7 +69,8 @@ class RetrieverSide:
     def __init__(self, part: Retriever):
         self.part = part
 
-    def find(self, pair: Pair, probe: Any) -> Any:
+    async def find(self, pair: Pair, probe: Any) -> Any:
+        await self.part.reach(pair, probe.min_offset)
         return self.part.find(pair, [probe])[0]
 
     def nearest(self, *args: Any) -> Any:
@@ -68,11 +82,13 @@ def split(ws) -> tuple[SplitBackend, dict[str, Handle]]:
     return _split(ws)
 
 
-def _split(ws: Any) -> tuple[SplitBackend, dict[str, Handle]]:
+def _split(ws: Any, log: CatalogLog | None = None) -> tuple[SplitBackend, dict[str, Handle]]:
     config = ServeConfig(workspace=ws.uri, topology="split", shards=2, poll_s=0.02)
     telemetry = Telemetry()
-    retrievers = [Handle(RetrieverSide(Retriever(config, shard, telemetry))) for shard in range(2)]
-    scorer = Handle(RemoteScorer(ScorerPart(config, telemetry), RemoteRetrievers(retrievers)))
+    retrievers = [Handle(RetrieverSide(Retriever(config, shard, telemetry, log))) for shard in range(2)]
+    thread = ThreadPoolExecutor(1)
+    part = ScorerPart(config, telemetry, log, between_answers(thread))
+    scorer = Handle(RemoteScorer(part, RemoteRetrievers(retrievers), thread))
     encoder = Handle(EncoderSide(QueryEncoder(config, telemetry)))
     handles = {"encoder": encoder, "scorer": scorer, "retriever": retrievers[0]}
     return SplitBackend(config, telemetry, encoder, scorer), handles
@@ -103,6 +119,52 @@ ASKS = [
 def test_split_answers_as_fused_does(ws, split, ask):
     fused = FusedBackend(ServeConfig(workspace=ws.uri), Telemetry())
     assert _ask(split[0], ws, ask) == _ask(fused, ws, ask)
+
+
+CHANGED_ASKS = [
+    lambda g, n: g.search(SearchRequest("quokka usb cable", facets=("brand", "category"), min_offset=n, page_size=99)),
+    lambda g, n: g.search(SearchRequest("quokka", mode="dense", min_offset=n, page_size=99)),
+    lambda g, n: g.search(SearchRequest("", filters={"brand": ["Zenith"]}, sort="price_asc", min_offset=n)),
+    lambda g, n: g.similar(SimilarRequest("mug0", 9)),
+    lambda g, n: g.recommend(RecommendRequest("u01", ["mug0"], 9)),
+    lambda g, n: g.item("mug1"),
+    lambda g, n: g.suggest("quokka", 8),
+]
+
+
+@pytest.mark.parametrize("pictures", [False, True])
+def test_both_take_up_changes_alike(ws, ws_with_pictures, pictures, tmp_path):
+    """Written through the split service, from whose replicas its gateway knows items and their vectors."""
+    ws = ws_with_pictures if pictures else ws
+    log = open_catalog_log(f"sqlite:///{tmp_path}/live.db")
+    config = ServeConfig(workspace=ws.uri)
+    fused, backend = FusedBackend(config, Telemetry(), log), _split(ws, log)[0]
+
+    async def change() -> int:
+        catalog = Catalog(config, log, backend, Telemetry())
+        mugs = [
+            {"item_id": f"mug{n}", "title": f"Quokka mug {n}", "brand": "Zenith", "price_cents": n} for n in range(9)
+        ]
+        await catalog.put(mugs)
+        old = await backend.item((await backend.versions(None))[0], "i0003")
+        await catalog.put([{k: v for k, v in old.items() if v is not None} | {"title": "Quokka again"}])
+        for n in range(2, 5):
+            await catalog.patch(f"mug{n}", {"price_cents": 100 - n})
+        await catalog.patch("i0005", {"title": "Another quokka"})
+        await catalog.delete("i0004")
+        return (await catalog.delete("mug8"))["offset"]
+
+    offset = asyncio.run(change())
+    assert offset == 16
+    for ask in CHANGED_ASKS:
+        answers = [_ask(each, ws, lambda g, ask=ask: ask(g, offset)) for each in (backend, fused)]
+        if "versions" in answers[0]:
+            assert answers[0]["versions"]["log_offset"] == offset
+        assert answers[0] == answers[1]
+    found = _ask(backend, ws, lambda g: CHANGED_ASKS[0](g, offset))
+    assert {"mug0", "mug7", "i0003", "i0005"} <= {hit["item_id"] for hit in found["hits"]}
+    assert not {"mug8", "i0004"} & {hit["item_id"] for hit in found["hits"]}
+    log.close()
 
 
 PHOTO = Photo.of(make_photo("red", (600, 400), "JPEG"))

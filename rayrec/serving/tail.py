@@ -1,0 +1,133 @@
+"""What replicas do to stay up to date: read the numbered log of catalog changes, and take up what is new in it.
+
+Changes are worked out in a thread of their own and taken up between two answers, first by a version that is about to
+answer, then by the one that does, then by the one before: a swap never goes back in the log.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rayrec.errors import RayrecError, Unavailable, VersionNotLoaded
+from rayrec.item_vectors import ItemVectors
+from rayrec.retrieval.base import Update
+from rayrec.retrieval.live import LiveCatalog
+from rayrec.store import CatalogLog
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 100  # changes, whose taking up holds answers up for some 10 ms
+_WAIT_S = 3.0
+_RETRY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Following:
+    """A part of an index version that takes up changes. part: what is loaded; update: takes them up."""
+
+    part: Any
+    live: LiveCatalog
+    update: Callable[[Sequence[Update], int], None]
+    vectors: ItemVectors
+
+
+Between = Callable[[Callable[[], None]], None]
+"""runs what is handed to it while nothing is answered, and waits for it"""
+
+
+def alone(work: Callable[[], None]) -> None:
+    """Of a part that nobody else uses."""
+    work()
+
+
+class Tail:
+    """One replica's reading of the log. Thread-safe."""
+
+    def __init__(
+        self,
+        changes: CatalogLog,
+        poll_s: float,
+        between: Between,
+        on_failure: Callable[[], None] = lambda: None,
+        on_change: Callable[[int], None] = lambda offset: None,
+    ):
+        """on_failure: called when changes could not be taken up; on_change: told the offset up to which they were."""
+        self._log, self._poll_s, self._between = changes, poll_s, between
+        self._on_failure, self._on_change = on_failure, on_change
+        self._following: list[Following] = []
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="rayrec-tail", daemon=True)
+        self._thread.start()
+
+    def follow(self, following: Following) -> None:
+        """Catch up with the log, for a part that does not answer yet, and go on. Raises Unavailable, NotFound."""
+        self._catch_up(following, alone)
+        with self._lock:
+            self._following.insert(0, following)
+
+    def drop(self, part: Any) -> None:
+        with self._lock:
+            self._following = [each for each in self._following if each.part is not part]
+
+    def of(self, part: Any) -> Following:
+        """Raises VersionNotLoaded of a part that is not followed any more."""
+        for each in self._following:
+            if each.part is part:
+                return each
+        raise VersionNotLoaded("this version is gone")
+
+    def offset(self, part: Any) -> int:
+        """Up to which a part knows all changes."""
+        return self.of(part).live.offset
+
+    async def reach(self, part: Any, offset: int) -> None:
+        """Wait until a part knows the change of an offset. Raises Unavailable if it does not come to."""
+        deadline = time.monotonic() + _WAIT_S
+        while self.offset(part) < offset:
+            self._wake.set()
+            if time.monotonic() > deadline:
+                raise Unavailable(f"change {offset} is not here yet; this replica is at {self.offset(part)}")
+            await asyncio.sleep(0.005)
+
+    def close(self) -> None:
+        self._closed = True
+        self._wake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closed:
+            self._wake.wait(self._poll_s)
+            self._wake.clear()
+            with self._lock:
+                following = list(self._following)
+            try:
+                for each in following:
+                    self._catch_up(each, self._between)
+            except Exception as error:  # the loop outlives whatever a store or an encoder throws
+                if self._closed:
+                    return
+                # never the message of an error that is not ours: it may hold what an item says
+                said = str(error) if isinstance(error, RayrecError) else type(error).__name__
+                log.warning("changes of the catalog cannot be taken up (%s); trying again", said)
+                self._on_failure()
+                time.sleep(_RETRY_S)
+
+    def _catch_up(self, following: Following, between: Between) -> None:
+        live = following.live
+        if self._log.newest() <= live.offset:
+            return
+        while changes := self._log.changes(live.offset, AT_ONCE):
+            updates = live.plan(changes, following.vectors)
+
+            def take_up(updates: list[Update] = updates, offset: int = changes[-1].offset) -> None:
+                following.update(updates, offset)
+                live.offset = offset
+
+            between(take_up)
+            self._on_change(live.offset)
