@@ -106,9 +106,13 @@ class ImagesConfig(Config):
 
 
 class EmbedConfig(Config):
-    """source: the catalog; None embeds the newest catalog version of the workspace. images: also their pictures."""
+    """source: the catalog; None embeds the newest catalog version of the workspace. images: also their pictures.
+
+    store: where the service keeps changes of the catalog, which an import does not undo; None: the workspace's own.
+    """
 
     source: SourceConfig | None = None
+    store: str | None = Field(None, description="sqlite:///path or redis://..., as in the service's config")
     encoder: EncoderConfig = EncoderConfig()
     images: ImagesConfig | None = None
     workers: int | None = Field(None, ge=1, description="None: one per CPU (or GPU) of the cluster")

@@ -16,10 +16,20 @@ from rayrec.config import SourceConfig
 from rayrec.data.conform import Quarantine, Rules, conform, drop_repeats
 from rayrec.data.readers import RawTable
 from rayrec.errors import SchemaError
-from rayrec.schema import CONTENT_HASH, HASH_BYTES, ITEMS
+from rayrec.schema import CONTENT_HASH, HASH_BYTES, ITEMS, Change
 
 _CONTENT = ("title", "brand", "category", "description")
 CATALOG = ITEMS.append(pa.field(CONTENT_HASH, pa.binary(HASH_BYTES), nullable=False))
+
+
+LIVE = pa.schema(
+    [
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("ts_us", pa.int64(), nullable=False),
+        pa.field("deleted", pa.bool_(), nullable=False),
+    ]
+)
+"""Items that were changed or deleted in a running shop, and when last."""
 
 
 def normalise(raws: Iterable[RawTable], config: SourceConfig) -> tuple[pa.Table, Quarantine]:
@@ -86,6 +96,49 @@ def _new_words(title: str, words: list[str | None] | None) -> str:
 def content_hash(text: str) -> bytes:
     """The 16-byte BLAKE2b of a content."""
     return hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest()
+
+
+def take_up(items: pa.Table, live: pa.Table, changes: Sequence[Change]) -> tuple[pa.Table, pa.Table]:
+    """(CATALOG, LIVE) after changes, in the order of their log."""
+    newest = {change.item_id: change for change in changes}
+    if not newest:
+        return items, live
+    ids = pa.array(list(newest), pa.string())
+    put = [change.item for change in newest.values() if change.item is not None]
+    told = [(c.item_id, c.ts_us, c.item is None) for c in newest.values()]
+    facts = pa.table(list(zip(*told, strict=True)), schema=LIVE)
+    return (
+        _sorted(pa.concat_tables([_without(items, ids), seal(table(put))])),
+        pa.concat_tables([_without(live, ids), facts]).sort_by("item_id"),
+    )
+
+
+def reconcile(imported: pa.Table, present: pa.Table, live: pa.Table) -> tuple[pa.Table, pa.Table, dict[str, int]]:
+    """(CATALOG, LIVE, counts) of an imported CATALOG beside what was changed in the running shop.
+
+    What was changed or deleted there stays as it is, unless the imported row says by its updated_us that it is newer.
+    present: CATALOG with all changes. counts: kept, items that stay as changed; barred, rows of deleted ones.
+    """
+    if not live.num_rows:
+        return imported, live, {"kept": 0, "barred": 0}
+    row = pc.index_in(live.column("item_id"), value_set=imported.column("item_id"))
+    updated = pc.fill_null(imported.column("updated_us").take(row), -1)
+    stays = pc.less_equal(updated, live.column("ts_us"))
+    kept = live.filter(stays)
+    ids = kept.column("item_id").combine_chunks()
+    gone = kept.filter(kept.column("deleted")).column("item_id").combine_chunks()
+    ours = present.filter(pc.is_in(present.column("item_id"), value_set=ids))
+    barred = pc.sum(pc.is_in(imported.column("item_id"), value_set=gone)).as_py() or 0
+    items = _sorted(pa.concat_tables([_without(imported, ids), ours]))
+    return items, kept, {"kept": ours.num_rows, "barred": barred}
+
+
+def _without(items: pa.Table, ids: pa.Array) -> pa.Table:
+    return items.filter(pc.invert(pc.is_in(items.column("item_id"), value_set=ids)))
+
+
+def _sorted(items: pa.Table) -> pa.Table:
+    return items.sort_by("item_id").combine_chunks()
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from rayrec.encoders.base import Encoder, EncoderId
 from rayrec.encoders.text import TextModel, TorchTextEncoder
 from rayrec.errors import NotFound
 from rayrec.files import open_filesystem
-from rayrec.pipelines import fidelity
+from rayrec.pipelines import catalog_log, fidelity
 from rayrec.pipelines.cluster import connected
 from rayrec.pipelines.embed_pictures import PicturesSummary, embed_pictures
 from rayrec.pipelines.pool import Progress, hashes_of, run_blocks, tally, worker_name
@@ -67,7 +67,7 @@ def embed(
         encoder_exports.find_images(ws, config.images.model, encoder_exports.encoder_id(items_by).space)
     with ThreadPoolExecutor(1) as aside:  # a first export takes 15 s of one core: meanwhile rows load, Ray starts
         export = aside.submit(encoder_exports.ensure, ws, items_by)
-        version, quarantined = load_catalog(config.source, ws)
+        version, quarantined = load_catalog(config.source, ws, config.store)
         if items_by.precision != "fp32":
             export.result()  # or the check would export it a second time
             fidelity.check(ws, items_by, ws.read_parquet("catalog", version))
@@ -96,8 +96,11 @@ def embed(
 # -- the catalog ----------------------------------------------------------------------------------
 
 
-def load_catalog(source: SourceConfig | None, ws: Workspace) -> tuple[str, int]:
-    """(catalog version, rows set aside). A source whose items are those of the newest version makes no new one."""
+def load_catalog(source: SourceConfig | None, ws: Workspace, store: str | None = None) -> tuple[str, int]:
+    """(catalog version, rows set aside). A source whose items are those of the newest version makes no new one.
+
+    store: with what was changed in the running shop, which an import does not undo; None: the workspace's own.
+    """
     if source is None:
         version = ws.latest("catalog")
         if version is None:
@@ -108,25 +111,37 @@ def load_catalog(source: SourceConfig | None, ws: Workspace) -> tuple[str, int]:
     else:
         filesystem, path = open_filesystem(source.path)
         items, quarantine = catalog.normalise(readers.read(filesystem, path, source.format), source)
-    return publish_catalog(items, quarantine, source, ws), len(quarantine)
+    return publish_catalog(items, quarantine, source, ws, store), len(quarantine)
 
 
-def publish_catalog(items: pa.Table, quarantine: Quarantine, source: SourceConfig, ws: Workspace) -> str:
-    latest = ws.latest("catalog")
+def publish_catalog(
+    items: pa.Table, quarantine: Quarantine, source: SourceConfig, ws: Workspace, store: str | None = None
+) -> str:
+    now = catalog_log.known(ws, store)
+    items, live, counts = catalog.reconcile(items, now.items, now.live)
+    if sum(counts.values()):
+        log.warning(
+            "%d items stay as the running shop changed them, %d that it deleted stay away; rows whose updated_us is "
+            "newer replace them",
+            *counts.values(),
+        )
+    latest = now.version
     difference: dict[str, int] = {"added": items.num_rows}
     if latest is not None:
         before = ws.read_parquet("catalog", latest)
-        if before.equals(items):
+        if before.equals(items) and not now.changed:
             save_quarantine(quarantine, ws, latest)
             return latest
         difference = asdict(catalog.diff(before, items))
     with ws.stage("catalog") as staged:
         staged.write_parquet("items.parquet", items)
+        catalog_log.write_live(staged, live)
         save_quarantine(quarantine, ws, staged.version)
         return staged.publish(
             {
                 "config": source.model_dump(),
-                "counts": {"items": items.num_rows, "quarantined": len(quarantine), **difference},
+                "counts": {"items": items.num_rows, "quarantined": len(quarantine), **difference, **counts},
+                "log_offset": now.offset,
             }
         )
 

@@ -7,6 +7,7 @@ does not count until its manifest is there; then it is promoted.
 import logging
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from rayrec.encoders.base import EncoderId
 from rayrec.encoders.item import fuse
 from rayrec.errors import IncompatibleArtifact, NotFound
 from rayrec.files import open_filesystem
-from rayrec.pipelines import fidelity
+from rayrec.pipelines import catalog_log, fidelity
 from rayrec.pipelines.cluster import connected
 from rayrec.pipelines.embed import save_quarantine
 from rayrec.pipelines.embed_pictures import picture_hashes
@@ -60,9 +61,7 @@ class IndexSummary:
 def index(config: IndexConfig, ws: Workspace, *, address: str | None = None) -> IndexSummary:
     """Build an index of the newest catalog version and, if the config says so, promote it."""
     started = time.perf_counter()
-    catalog_version = ws.latest("catalog")
-    if catalog_version is None:
-        raise NotFound(f"no catalog in {ws.uri} yet; run 'rayrec embed' first")
+    catalog_version = catalog_log.compact(ws, config.store)
     _, quarantined, duplicates = load_events(config.events, ws)
     exported = export_events(ws, config.store)
     events_version = exported.version
@@ -74,10 +73,15 @@ def index(config: IndexConfig, ws: Workspace, *, address: str | None = None) -> 
             f"{config.encoder.model} maps queries into {queries_id.space}, items are encoded into {space}; "
             "use the max_tokens and prefixes it was fitted with"
         )
-    encoder_id = find_embeddings(space, ws, catalog_version)
     if queries_by.precision != "fp32":
         fidelity.check(ws, queries_by, ws.read_parquet("catalog", catalog_version))
     export = encoder_exports.ensure(ws, queries_by)
+
+    def embed_changes(encoder_id: str) -> int:
+        encoder = {"space": space, "id": encoder_id, "query_id": str(queries_id), "export": export}
+        return catalog_log.embed_changes(ws, config.store, catalog_version, encoder)
+
+    encoder_id = find_embeddings(space, ws, catalog_version, embed_changes)
     images = None if config.images is None else find_pictures(config.images, ws, space)
     n = ws.manifest("catalog", catalog_version)["counts"]["items"]
     shards = config.shards or -(-n // ROWS_PER_SHARD)
@@ -111,7 +115,7 @@ def index(config: IndexConfig, ws: Workspace, *, address: str | None = None) -> 
                 "counts": {"items": n, "events": counted, "pictures": sum(b["pictures"] for b in built)},
                 "shards": shards,
                 "dense": [b["dense"] for b in built],
-                "log_offset": 0,  # of the catalog's changes that this base contains; there are none yet
+                "log_offset": ws.manifest("catalog", catalog_version).get("log_offset", 0),
                 "events_offset": exported.offset,
             }
         )
@@ -170,8 +174,13 @@ def find_pictures(config: ImagesConfig, ws: Workspace, space: str) -> dict[str, 
     return {"export": export, "id": most, "weight": weight}
 
 
-def find_embeddings(space: str, ws: Workspace, catalog_version: str) -> str:
-    """The encoder id of a text space whose vectors cover the catalog. Raises NotFound if none does."""
+def find_embeddings(
+    space: str, ws: Workspace, catalog_version: str, fill: Callable[[str], int] = lambda encoder_id: 0
+) -> str:
+    """The encoder id of a text space whose vectors cover the catalog. Raises NotFound if none does.
+
+    fill: adds vectors of an encoder that can be had at once, and answers how many.
+    """
     ids = [EncoderId.parse(name) for name in ws.names("embeddings")]
     found = [str(id) for id in ids if id.space == space and not id.variant.startswith(encoder_exports.PHOTOS)]
     if not found:
@@ -182,7 +191,7 @@ def find_embeddings(space: str, ws: Workspace, catalog_version: str) -> str:
         for name in found
     }
     best = min(found, key=lambda name: lacking[name])
-    if lacking[best]:
+    if lacking[best] and lacking[best] > fill(best):
         raise NotFound(f"{lacking[best]} of {len(needed)} contents have no embedding by {best}; run 'rayrec embed'")
     return best
 
