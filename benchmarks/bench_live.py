@@ -1,8 +1,10 @@
-"""Live events: from a click to that shopper's changed recommendations, and events a second, durably.
+"""Live: from a click to that shopper's changed recommendations, from an upsert to the item found, and events a second.
 
 The service is real (fused, two gateway replicas, a grocer's shop of --items), and so are both stores: a SQLite file and
 a redis-server that flushes every write. A click is sent, and once it is acknowledged a recommendation is asked for; the
-time is from sending the one to having the other, whose items must differ from those before. Events a second are those
+time is from sending the one to having the other, whose items must differ from those before. An upsert's time is from
+sending an item that nobody had to having it as the first hit of a hybrid search for its words on every replica, which
+answers tell by `versions.replica`. Events a second are those
 of the store in batches of 100, beside a bare client with the same durability in the same run (a table with a unique id
 and the event; a stream in a transaction), and those of eight connections to the service. Ids are random, as those of
 clients are; `ordered` is the same with ids that grow, which a bare table takes three times as fast.
@@ -120,8 +122,8 @@ class Client:
         self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
         self._headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
 
-    def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        self._connection.request("POST", path, orjson.dumps(body), self._headers)
+    def ask(self, path: str, body: dict[str, Any], method: str = "POST") -> dict[str, Any]:
+        self._connection.request(method, path, orjson.dumps(body), self._headers)
         response = self._connection.getresponse()
         told = response.read()
         if response.status != 200:
@@ -152,6 +154,31 @@ def clicks(url: str, key: str, items: list[str], shoppers: range) -> dict[str, A
         "p99_ms": round(float(p99), 2),
         "unchanged": unchanged,
         "replicas": len(replicas),
+    }
+
+
+def upserts(url: str, key: str, numbers: range) -> dict[str, Any]:
+    """Milliseconds from sending a new item until every replica has found it, of these items."""
+    took: list[float] = []
+    with closing(Client(url, key)) as writer, closing(Client(url, key)) as reader:
+        replicas = {reader.ask("/v1/search", {"query": "soup"})["versions"]["replica"] for _ in range(50)}
+        for number in numbers:
+            name = "".join(random.Random(number).choices("bcdfghklmnprstvz", k=9))
+            item = {"item_id": f"new {number}", "title": f"{name} kettle", "brand": "Live", "price_cents": 100 + number}
+            started = time.perf_counter()
+            offset = writer.ask("/v1/items", {"items": [item]}, "PUT")["offset"]
+            found: set[str] = set()
+            while found < replicas:
+                answer = reader.ask("/v1/search", {"query": f"{name} kettle", "page_size": 1})
+                if answer["hits"][:1] and answer["hits"][0]["item_id"] == item["item_id"]:
+                    assert answer["versions"]["log_offset"] >= offset
+                    found.add(answer["versions"]["replica"])
+            took.append((time.perf_counter() - started) * 1000)
+    p50, p99 = np.percentile(took, [50, 99])
+    return {
+        "upsert_p50_ms": round(float(p50), 1),
+        "upsert_p99_ms": round(float(p99), 1),
+        "found_on": len(replicas),
     }
 
 
@@ -197,6 +224,7 @@ def main() -> None:
                 with Server(kind, folder / f"{name}.log") as server:
                     clicks(server.url, key, items, range(20))
                     live[name] = clicks(server.url, key, items, range(20, 120 if args.quick else 1_020))
+                    live[name] |= upserts(server.url, key, range(20 if args.quick else 300))
                     live[name]["http_events_per_s"] = through_the_service(server.url, key, 5 if args.quick else 50)
     rows = [
         {
@@ -209,6 +237,8 @@ def main() -> None:
             "click p50 ms": live[name]["p50_ms"],
             "p99 ms": live[name]["p99_ms"],
             "unchanged": live[name]["unchanged"],
+            "upsert p50 ms": live[name]["upsert_p50_ms"],
+            "upsert p99 ms": live[name]["upsert_p99_ms"],
         }
         for name in found
     ]
@@ -219,6 +249,8 @@ def main() -> None:
             "seed": args.seed,
             "items": n_items,
             "click_to_answer_p99_ms": max(of["p99_ms"] for of in live.values()),
+            "upsert_to_found_p50_ms": max(of["upsert_p50_ms"] for of in live.values()),
+            "upsert_to_found_p99_ms": max(of["upsert_p99_ms"] for of in live.values()),
             "live": live,
             "events_per_s": {name: of["ours"] for name, of in found.items()},
             "bare_events_per_s": {name: of["bare"] for name, of in found.items()},

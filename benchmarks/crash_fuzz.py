@@ -1,11 +1,16 @@
-"""Whatever is killed, an acknowledged event is there, once, and nothing is there that nobody sent.
+"""Whatever is killed, what was acknowledged is there, once, what was deleted is not, and nothing is that nobody sent.
 
-A seeded driver sends batches of events, some of them a second time and some sessions identified, to a real service
-(fused, two replicas) while what it runs on is killed with SIGKILL at random: mostly replicas, also the proxy, Serve's
-controller, redis-server, and now and then all of it at once, which is then started again. The ledger of what was
-acknowledged is kept outside the service. At the end the log is read: lost are acknowledged events that it lacks,
-resurrected are events that it has and nobody sent, mismatched are shoppers whose history differs from what the log says
-of them, and events that are in it twice or changed.
+A seeded driver sends batches of events, some of them a second time and some sessions identified, and puts, patches and
+deletes items of a real service (fused, two replicas) while what it runs on is killed with SIGKILL at random: mostly
+replicas, also the proxy, Serve's controller, redis-server, and now and then all of it at once, which is then started
+again. Meanwhile the log is compacted into new bases, half of the jobs killed in the middle, and versions are rolled
+back. The ledger of what was acknowledged is kept outside the service. At the end:
+
+- lost: acknowledged events and changes that the logs lack;
+- resurrected: events and changes that they have and nobody sent, and deleted items that the service finds;
+- mismatched: shoppers whose history differs from what the log says of them, events in it twice or changed, items that
+  differ from their newest change, and answers of either replica that differ from those of an engine which took up the
+  whole log on the same base in one go.
 
     python -m benchmarks.crash_fuzz [--kills 200] [--seed N] [--store sqlite|redis] [--quick]
 """
@@ -26,6 +31,8 @@ import psutil
 import yaml
 
 from benchmarks import common
+from benchmarks.crash_catalog import CatalogLedger, CatalogWriter, Compactor
+from benchmarks.crash_catalog import judge as judge_catalog
 from benchmarks.serve_servers import Server, service
 from rayrec.config import EmbedConfig, IndexConfig, SourceConfig
 from rayrec.pipelines.cluster import connected
@@ -37,7 +44,8 @@ from rayrec.store.base import HISTORY
 from rayrec.workspace import Workspace
 from tests.redis_server import RedisServer, redis_server
 
-WRITERS, SHOPPERS, SESSIONS = 4, 50, 200
+WRITERS, CATALOG_WRITERS, SHOPPERS, SESSIONS = 2, 3, 50, 200
+FIGURES = ("acked", "events", "changes", "deletes_acked", "lost", "resurrected", "mismatched")
 VICTIMS = {"replica": 0.74, "proxy": 0.1, "controller": 0.08, "redis": 0.05, "everything": 0.03}
 NAMES = {"replica": "ServeReplica:rayrec:Gateway", "proxy": "haproxy", "controller": "ServeController"}
 LEAST_EVERYTHING = 5
@@ -50,18 +58,43 @@ class Ledger:
         self.sent: dict[str, dict[str, Any]] = {}
         self.acked: set[str] = set()
         self.identified: dict[str, set[str]] = {}
-        self.statuses: Counter[str] = Counter()
         self.lock = threading.Lock()
+
+
+class Address:
+    """Where the service is now; it moves when everything was killed. statuses: of all that it was asked."""
+
+    def __init__(self, key: str):
+        self.netloc = "127.0.0.1:1"
+        self.statuses: Counter[str] = Counter()
+        self._headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+
+    def ask(self, method: str, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
+        """What is answered, if it is an acknowledgement."""
+        try:
+            with contextlib.closing(http.client.HTTPConnection(self.netloc, timeout=15)) as connection:
+                connection.request(method, path, orjson.dumps(body), self._headers)
+                answer = connection.getresponse()
+                content = answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            self.statuses[type(error).__name__] += 1
+            time.sleep(0.1)
+            return None
+        self.statuses[f"{method} {answer.status}"] += 1
+        if answer.status == 200:
+            return orjson.loads(content)
+        if answer.status != 404:  # of a patch of what is not there
+            time.sleep(0.1)
+        return None
 
 
 class Writer(threading.Thread):
     """Sends until it is told to stop; what is not acknowledged is sent again, as a client would."""
 
-    def __init__(self, number: int, seed: int, address: "Address", key: str, ledger: Ledger, stop: threading.Event):
+    def __init__(self, number: int, seed: int, address: "Address", ledger: Ledger, stop: threading.Event):
         super().__init__(name=f"writer-{number}")
         self._number, self._random = number, random.Random(f"{seed}-{number}")
         self._address, self._ledger, self._stopped = address, ledger, stop
-        self._headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
         self._made = 0
 
     def run(self) -> None:
@@ -74,7 +107,7 @@ class Writer(threading.Thread):
             batch += again + self._random.sample(batch, min(2, len(batch)))
             with self._ledger.lock:
                 self._ledger.sent |= {event["event_id"]: event for event in batch}
-            told = self._ask("/v1/events", {"events": batch})
+            told = self._address.ask("POST", "/v1/events", {"events": batch})
             again = batch[:10] if told is None else []
             if told is not None:
                 with self._ledger.lock:
@@ -94,33 +127,7 @@ class Writer(threading.Thread):
         session, user = self._session(), f"u{self._random.randrange(SHOPPERS)}"
         with self._ledger.lock:
             self._ledger.identified.setdefault(session, set()).add(user)
-        self._ask("/v1/identify", {"session_id": session, "user_id": user})
-
-    def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
-        try:
-            with contextlib.closing(http.client.HTTPConnection(self._address.netloc, timeout=15)) as connection:
-                connection.request("POST", path, orjson.dumps(body), self._headers)
-                answer = connection.getresponse()
-                content = answer.read()
-        except (OSError, http.client.HTTPException) as error:
-            self._count(type(error).__name__)
-            time.sleep(0.1)
-            return None
-        self._count(str(answer.status))
-        if answer.status == 200:
-            return orjson.loads(content)
-        time.sleep(0.1)
-        return None
-
-    def _count(self, status: str) -> None:
-        with self._ledger.lock:
-            self._ledger.statuses[status] += 1
-
-
-class Address:
-    """Where the service is now; it moves when everything was killed."""
-
-    netloc = "127.0.0.1:1"
+        self._address.ask("POST", "/v1/identify", {"session_id": session, "user_id": user})
 
 
 def processes(root: psutil.Process, wanted: str) -> list[psutil.Process]:
@@ -196,8 +203,12 @@ def run(folder: Path, ws: Workspace, args: Any, redis: RedisServer | None) -> di
     (folder / "serve.yaml").write_text(yaml.safe_dump(config))
     kind = service(folder / "serve.yaml", ws.uri, "fused")
     key = Keys(ws).create("admin", "crash_fuzz")[1]
-    ledger, address, stop = Ledger(), Address(), threading.Event()
-    writers = [Writer(n, args.seed, address, key, ledger, stop) for n in range(WRITERS)]
+    ledger, changed, address, stop = Ledger(), CatalogLedger(), Address(key), threading.Event()
+    writers: list[threading.Thread] = [Writer(n, args.seed, address, ledger, stop) for n in range(WRITERS)]
+    writers += [CatalogWriter(n, args.seed, address.ask, changed, stop) for n in range(CATALOG_WRITERS)]
+    (folder / "index.yaml").write_text(yaml.safe_dump({"store": url}))
+    compactor = Compactor(ws, str(folder / "index.yaml"), args.seed, stop)
+    writers.append(compactor)
     rng, done = random.Random(args.seed + 1), Counter()
     victims = plan(args.kills, args.seed, args.store)
     started, generation = time.monotonic(), 0
@@ -216,7 +227,10 @@ def run(folder: Path, ws: Workspace, args: Any, redis: RedisServer | None) -> di
                 if victim in NAMES and not alive:
                     victim = f"{victim} (none there)"
                 done[victim] += 1
-                print(f"{sum(done.values())}: {victim}, {len(ledger.acked)} acknowledged", flush=True)
+                print(
+                    f"{sum(done.values())}: {victim}, {len(ledger.acked)} events, {len(changed.acked)} changes",
+                    flush=True,
+                )
                 if victim == "everything":
                     kill_all(root)
                     break
@@ -235,13 +249,25 @@ def run(folder: Path, ws: Workspace, args: Any, redis: RedisServer | None) -> di
                 stop.set()
                 for writer in writers:
                     writer.join()
+                ready(server.url, key)
+                of_catalog = judge_catalog(server.url, key, url, ws, changed)
     store = open_store(url)
     try:
         found = judge(store, ledger)
     finally:
         store.close()
-    return {"kills": sum(done[name] for name in VICTIMS), **found, "killed": dict(done),
-            "statuses": dict(ledger.statuses), "seconds": round(time.monotonic() - started)}  # fmt: skip
+    sums = {name: found[name] + of_catalog[name] for name in ("lost", "resurrected", "mismatched")}
+    return {
+        "kills": sum(done[name] for name in VICTIMS),
+        **found,
+        **of_catalog,
+        "acked": len(ledger.acked) + len(changed.acked),
+        **sums,
+        "killed": dict(done),
+        "compactions": dict(compactor.done),
+        "statuses": dict(address.statuses),
+        "seconds": round(time.monotonic() - started),
+    }
 
 
 def main() -> None:
@@ -264,7 +290,7 @@ def main() -> None:
         found = run(folder, ws, args, redis)
     common.show(
         f"{args.store}: {found['kills']} kills in {found['seconds']} s",
-        [{"what": name, "count": found[name]} for name in ("acked", "events", "lost", "resurrected", "mismatched")],
+        [{"what": name, "count": found[name]} for name in FIGURES],
     )
     common.finish({**common.environment(["ray", "redis"]), "seed": args.seed, "store": args.store, **found})
 
