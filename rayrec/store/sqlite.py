@@ -28,8 +28,8 @@ CREATE TABLE IF NOT EXISTS sessions (session_id TEXT PRIMARY KEY, user_id TEXT N
 CREATE TABLE IF NOT EXISTS barred (mark TEXT PRIMARY KEY, until_us INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS removals (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
-_LAST, _UNCLEAN = "last", "unclean"
-"""of removals: the offset up to which all are given; that what was removed may still be in free space"""
+_LAST, _REMOVED, _CLEANED = "last", "removed", "cleaned"
+"""of removals: the offset up to which all are given; how many there were, and how many of them left no free space"""
 _CLEAN_S = 30.0  # for readers of other threads and processes to let go of what they see
 
 
@@ -220,7 +220,7 @@ class SqliteStore:
                 removed["sessions"] += db.execute(f"DELETE FROM sessions WHERE {condition}", values).rowcount
             if any(removed.values()):
                 _note(db, _LAST, last)
-                _note(db, _UNCLEAN, 1)
+                _note(db, _REMOVED, _noted(db, _REMOVED) + 1)
         self._clean()
         return removed
 
@@ -232,7 +232,8 @@ class SqliteStore:
         found in the file (SQLite 3.40). Raises Unavailable.
         """
         with self._reading() as db:
-            if not db.execute("SELECT 1 FROM removals WHERE name = ?", (_UNCLEAN,)).fetchone():
+            removals = _noted(db, _REMOVED)  # one that others make meanwhile is theirs to clean
+            if removals == _noted(db, _CLEANED):
                 return
             db.execute("VACUUM")
             deadline = time.monotonic() + _CLEAN_S
@@ -241,7 +242,7 @@ class SqliteStore:
                     raise Unavailable("a reader holds on to what was removed; do it again")
                 time.sleep(0.05)
         with self._writing() as db:
-            db.execute("DELETE FROM removals WHERE name = ?", (_UNCLEAN,))
+            _note(db, _CLEANED, max(removals, _noted(db, _CLEANED)))
 
 
 def _whose_events(shoppers: Sequence[str] | None) -> list[tuple[str, tuple[str, ...]]]:
@@ -252,6 +253,11 @@ def _whose_sessions(shoppers: Sequence[str] | None) -> list[tuple[str, tuple[str
     if shoppers is None:  # of users of whom nothing is left
         return [("NOT EXISTS (SELECT 1 FROM events WHERE shopper = 'u:' || sessions.user_id)", ())]
     return [("user_id = ?", (one[2:],)) for one in shoppers if one.startswith("u:")]
+
+
+def _noted(db: sqlite3.Connection, name: str) -> int:
+    found = db.execute("SELECT value FROM removals WHERE name = ?", (name,)).fetchone()
+    return 0 if found is None else found[0]
 
 
 def _note(db: sqlite3.Connection, name: str, value: int) -> None:
