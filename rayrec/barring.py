@@ -143,5 +143,7 @@ def _leaves(value: object) -> Iterator[str]:
     if isinstance(value, list):
         for one in value:
             yield from _leaves(one)
+    elif isinstance(value, str) and value[:1] in ("{", "["):  # a nested value, which readers keep as text
+        yield from _words(value)
     elif value is not None:
         yield str(value)

@@ -134,6 +134,13 @@ class Histories:
             return replace(nobody, users=np.array([user_id], object), start=np.zeros(2, np.int64))
         return self.take(np.array([at]))
 
+    def after(self, ts_us: int) -> "Histories":
+        """Of a single history: what is newer."""
+        if ts_us < 0:
+            return self
+        first = int(np.count_nonzero(self.ts_us <= ts_us))
+        return self.window(np.zeros(1, np.int64), np.array([first]), self.start[1:])
+
     def and_then(
         self, rows: np.ndarray, kinds: np.ndarray, ts_us: np.ndarray, queries: np.ndarray, texts: Sequence[str]
     ) -> "Histories":

@@ -19,8 +19,11 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 
+from rayrec.barring import Bars
 from rayrec.config import ReplicasConfig, ServeConfig
+from rayrec.forgetting import forget
 from rayrec.retrieval.base import Found, Hits, Probe
+from rayrec.rewriting import clean_copies
 from rayrec.serving.auth import Keys
 from rayrec.serving.backends import (
     PICTURES_TOGETHER,
@@ -29,6 +32,7 @@ from rayrec.serving.backends import (
     RemoteRetrievers,
     RemoteScorer,
     SplitBackend,
+    discreet,
     retried,
 )
 from rayrec.serving.batching import Batcher, by_key
@@ -145,22 +149,37 @@ class GatewayReplica(Reporting):
             backend = SplitBackend(config, self.telemetry, encoder, scorer)
         ws = Workspace.open(config.workspace, create=False)
         self._keys = Keys(ws)
-        self._refresher = asyncio.get_running_loop().create_task(self._refresh_keys(config.poll_s))
+        self._bars = Bars(ws)
+        self._bars.create_secret()
+        clean_copies(ws, self._bars)
+        self._refresher = asyncio.get_running_loop().create_task(self._refresh(ws, config.poll_s))
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())
         url = store_url(config, ws, nodes)
-        events = None if url is None else Events(config, open_store(url), self.telemetry)
-        self._gateway = Gateway(config, backend, self.telemetry, self.replica, events)
+        events = None if url is None else Events(config, open_store(url), self.telemetry, self._bars)
+        # without a store to ask at every answer, replicas find out as they look
+        after_s = 0.0 if url is not None else 2 * config.poll_s
+        self._gateway = Gateway(
+            config,
+            backend,
+            self.telemetry,
+            self.replica,
+            events,
+            self._bars,
+            partial(forget, ws, url, in_answers_after_s=after_s),
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._gateway, self._keys, self._metrics)
 
-    async def _refresh_keys(self, poll_s: float) -> None:
+    async def _refresh(self, ws: Workspace, poll_s: float) -> None:
         while True:
             await asyncio.sleep(poll_s)
             try:
                 await asyncio.to_thread(self._keys.refresh)
+                if await asyncio.to_thread(self._bars.refresh):
+                    await asyncio.to_thread(clean_copies, ws, self._bars)
             except Exception as error:  # a filesystem that is away for a moment
-                log.warning("keys cannot be read (%s); the known ones stay", type(error).__name__)
+                log.warning("keys and bars cannot be read (%s); the known ones stay", type(error).__name__)
 
     async def _metrics(self) -> str:
         await retried(partial(self._hub.report.remote, self.replica, self.telemetry.snapshot()))
@@ -183,9 +202,11 @@ class EncoderReplica(Reporting):
             max_size=min(config.max_batch, PICTURES_TOGETHER),
         )
 
+    @discreet
     async def encode(self, pair: Pair, query: str) -> np.ndarray:
         return await self._encode((pair, query))
 
+    @discreet
     async def encode_image(self, pair: Pair, picture: np.ndarray) -> np.ndarray:
         return await self._encode_images((pair, picture))
 
@@ -199,9 +220,11 @@ class RetrieverReplica(Reporting):
             lambda calls: by_key(calls, part.find), self._thread, max_size=config.max_batch
         )
 
+    @discreet
     async def find(self, pair: Pair, probe: Probe) -> Found:
         return await self._find((pair, probe))
 
+    @discreet
     async def nearest(self, pair: Pair, vector: np.ndarray, k: int, allowed: np.ndarray | None) -> Hits:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._part.nearest, pair, vector, k, allowed)

@@ -5,10 +5,11 @@ replica's event loop stays free to refuse and to report.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from rayrec.answer import Answer, Coverage, Encoded
 from rayrec.config import ServeConfig
 from rayrec.encoders.image import Preprocess
 from rayrec.engine import NOTHING, Engine
-from rayrec.errors import RayrecError, Unavailable
+from rayrec.errors import RayrecError, Unavailable, described
 from rayrec.photo import no_pictures
 from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.retrieval.base import Found, Probe
@@ -30,6 +31,8 @@ from rayrec.serving.parts import ScorerPart, follow, load_engine
 from rayrec.serving.telemetry import Telemetry
 from rayrec.serving.versions import Live, Loaded, Pair, T
 from rayrec.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 _WAIT_FOR_VERSION_S = 3.0
@@ -184,11 +187,34 @@ def _load_preprocess(ws: Workspace, pair: Pair, before: Preprocess | None) -> Pr
     return encoder_exports.image_preprocess(ws, ws.manifest("indexes", pair.index)["encoder"])
 
 
-async def retried(call: Callable[[], Awaitable[R]]) -> R:
+def discreet(method: Callable[..., Awaitable[R]]) -> Callable[..., Awaitable[R | RayrecError]]:
+    """A replica's method that hands errors back as values, for `retried` to raise.
+
+    What it raised would be logged by Ray Serve with its message, which may hold a query or an id. Of an error that is
+    not ours the kind and the place are logged.
+    """
+
+    @wraps(method)
+    async def call(*args: Any) -> R | RayrecError:
+        try:
+            return await method(*args)
+        except RayrecError as error:
+            return error
+        except Exception as error:  # whatever a runtime throws
+            log.error("%s failed: %s", method.__qualname__, described(error))
+            return Unavailable(f"a part of the service failed ({type(error).__name__})")
+
+    return call
+
+
+async def retried(call: Callable[[], Awaitable[R | RayrecError]]) -> R:
     """Await a call to another replica, again if that replica died under it. Raises our own errors, or Unavailable."""
     for attempt in range(_ATTEMPTS):
         try:
-            return await call()
+            found = await call()
+            if isinstance(found, RayrecError):
+                raise found
+            return found
         except RayrecError:
             raise
         except Exception as error:  # Ray and gRPC raise many kinds for a replica that is gone
@@ -231,26 +257,31 @@ class RemoteScorer:
         self._retrievers = retrievers
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rayrec-score")
 
+    @discreet
     async def search(self, pair: Pair, request: SearchRequest, encoded: Encoded) -> Answer:
         probe = self._part.scorer(pair).probe(request, encoded)
         found = [] if probe is None else await self._retrievers.find(pair, probe)
         return await self._run(self._part.answer, pair, request, probe, found, encoded)
 
+    @discreet
     async def similar(self, pair: Pair, request: SimilarRequest) -> Answer:
         scorer = self._part.scorer(pair)
         plan = scorer.plan_similar(request)
         near = await self._retrievers.nearest(pair, plan.near)
         return await self._run(scorer.similar, request, plan, near)
 
+    @discreet
     async def recommend(self, pair: Pair, request: RecommendRequest, coverage: Coverage | None) -> Answer:
         scorer = self._part.scorer(pair)
         plan = await self._run(partial(scorer.plan_recommend, request, popular=coverage is not None))
         near = await self._retrievers.nearest(pair, plan.near)
         return await self._run(scorer.recommend, request, plan, near, coverage)
 
+    @discreet
     async def item(self, pair: Pair, item_id: str) -> dict[str, Any]:
         return self._part.scorer(pair).item(item_id)
 
+    @discreet
     async def suggest(self, pair: Pair, prefix: str, k: int) -> list[Completion]:
         return self._part.scorer(pair).suggest(prefix, k)
 

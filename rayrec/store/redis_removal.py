@@ -112,7 +112,8 @@ class Removal:
                 return {"events": 0, "sessions": 0}
             self._client.set(self._keys[6], 1)
             self._client.delete(self._keys[8])  # of one that was killed
-            events, sessions, at = 0, 0, "-"
+            events, sessions = 0, 0
+            at: str | None = "-"
             while at is not None:
                 given = [token, _LOCK_MS, at, _AT_ONCE, until_us, int(shoppers is None), *(shoppers or ())]
                 last, removed, *more = self._copy(keys=self._keys, args=given)

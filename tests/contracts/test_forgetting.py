@@ -122,7 +122,8 @@ def test_no_file_has_any_of_it_and_the_others_have_all(place: Place, store: Even
 def open_elsewhere(url: str) -> Iterator[None]:
     """Another process has the store open, and reads it over and over."""
     code = (
-        "import sys\nfrom rayrec.store import open_store\nstore = open_store(sys.argv[1])\nprint(store.end(), flush=True)\n"
+        "import sys\nfrom rayrec.store import open_store\n"
+        "store = open_store(sys.argv[1])\nprint(store.end(), flush=True)\n"
         "while True:\n store.read(0, 100)\n store.history('user01!', None)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code, url], stdout=subprocess.PIPE) as process:

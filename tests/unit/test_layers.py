@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[2]
 # Every room (module or package) of rayrec, and jobs/, by layer. A new one fails here until it has a place.
 LAYERS = {
     "contracts": {"schema", "config", "errors"},
-    "storage": {"files", "workspace", "embedding_store", "store"},
+    "storage": {"files", "workspace", "embedding_store", "store", "barring"},
     "domain": {"data", "encoders", "fitting", "retrieval", "ranking", "models", "evaluation"},
-    "engine": {"engine", "scorer", "request", "answer", "photo", "encoder_exports"},
+    "engine": {"engine", "scorer", "request", "answer", "photo", "encoder_exports", "rewriting", "forgetting"},
     "pipelines": {"pipelines"},
     "serving": {"serving"},
     "entry": {"__init__", "cli", "demo", "console", "doctor", "feeding", "jobs"},

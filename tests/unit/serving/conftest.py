@@ -4,13 +4,16 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rayrec import encoder_exports
+from rayrec.barring import Bars
 from rayrec.config import ServeConfig
+from rayrec.forgetting import forget
 from rayrec.serving.auth import Keys
 from rayrec.serving.backends import FusedBackend
 from rayrec.serving.events import Events, store_url
@@ -170,8 +173,11 @@ def make_app(ws: Workspace) -> Iterator[Callable[..., App]]:
         url = store_url(config, of, nodes=1)
         assert url is not None
         stores.append(open_store(url))
-        events = Events(config, stores[-1], telemetry)
-        gateway = Gateway(config, backend or FusedBackend(config, telemetry), telemetry, "r1", events)
+        bars = Bars(of)
+        bars.create_secret()
+        events = Events(config, stores[-1], telemetry, bars)
+        serving = backend or FusedBackend(config, telemetry)
+        gateway = Gateway(config, serving, telemetry, "r1", events, bars, partial(forget, of, url))
 
         async def metrics() -> str:
             return exposition(telemetry.snapshot())
