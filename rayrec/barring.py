@@ -10,6 +10,7 @@ same id may come back, and is a stranger then.
 >>> events.filter(pa.array(~bars.forgotten(events)))                # doctest: +SKIP
 """
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -34,7 +35,7 @@ _SEPARATORS = re.compile(r"[,;\t|{}\[\]]|(?<=[\"'])\s*:|:\s*(?=[\"'])")
 class Bars:
     """The bars of a workspace, as last read; `refresh` reads what others added.
 
-    A file each, `barred/<mark>-<until_us>.json`, with the marks of the sessions that were the shopper's.
+    A file each, `barred/<mark>-<random>.json`, with the marks of the sessions that were the shopper's; none changes.
     """
 
     def __init__(self, ws: Workspace):
@@ -77,10 +78,10 @@ class Bars:
         self.refresh()
         known = [self._files[name] for name in before if name in self._files]
         until = _latest([*known, dict.fromkeys(marks, until_us)])
-        name = f"{marks[0]}-{max(until.values())}.json"
+        name = f"{marks[0]}-{secrets.token_hex(4)}.json"
         self._ws.write_bytes(json.dumps({"until_us": until}).encode(), _FOLDER, name)
         for old in before:
-            if old != name:
+            with contextlib.suppress(FileNotFoundError):  # somebody else replaced it too, and knew it
                 self._ws.fs.delete_file(self._ws.path(_FOLDER, old))
         self.refresh()
 

@@ -114,6 +114,8 @@ def _clean_events(ws: Workspace, version: str, bars: Bars, done: Cleaned) -> Non
     new: dict[str, bytes] = {}
     rows = 0
     for name in _names(ws, done, "events", version):
+        if not name.endswith(".parquet"):
+            continue
         try:
             gone = bars.forgotten(_read(ws, "events", version, name, WHOSE))
             rows += int((~gone).sum())
