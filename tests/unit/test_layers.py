@@ -109,3 +109,12 @@ def test_importing_does_not_load_what_it_does_not_need(module: str, without: set
     code = f"import sys, {module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert set(done.stdout.split()) & without == set()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_log_has_the_message_of_an_exception_that_nobody_expects(path: Path) -> None:
+    """It may hold an id, a query or a key; `errors.described` tells the kind and the place."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    assert [c.lineno for c in calls if isinstance(c.func, ast.Attribute) and c.func.attr == "exception"
+            and ast.unparse(c.func.value) == "log"] == []  # fmt: skip
+    assert [call.lineno for call in calls for word in call.keywords if word.arg == "exc_info"] == []
