@@ -7,10 +7,11 @@ anew, which ends with the old ones being unlinked, and so is the dump if this Re
 """
 
 import contextlib
+import itertools
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import orjson
 import redis
@@ -18,6 +19,7 @@ import redis
 from rayrec.errors import SchemaError, Unavailable
 from rayrec.store.base import Traces
 
+T = TypeVar("T")
 _AT_ONCE = 1_000  # entries of one step, some milliseconds in which nobody else is served
 _LOCK_MS = 60_000  # after which a removal that was killed is no longer in the way
 _FILES_S = 600.0
@@ -74,6 +76,12 @@ return {false, removed, sessions}
 """
 
 
+def _some(found: Iterable[T]) -> Iterator[list[T]]:
+    one_by_one = iter(found)
+    while some := list(itertools.islice(one_by_one, _AT_ONCE)):
+        yield some
+
+
 class Removal:
     """One at a time: who comes while another is under way is told so. Raises what `RedisStore._call` maps."""
 
@@ -121,8 +129,9 @@ class Removal:
                 sessions += sum(more)
                 at = None if last is None else f"({last.decode()}"
             if shoppers is None:
-                sessions += self._trim(until_us)
-            self._rewrite_files(token)
+                sessions += self._trim(token, until_us)
+            self._rewrite_files()
+            self._hold(token)
             self._client.delete(self._keys[6])
             return {"events": events, "sessions": sessions}
 
@@ -133,17 +142,32 @@ class Removal:
         known = self._client.hmget(self._keys[2], sessions) if sessions else []
         return bool(self._client.exists(*keys)) or any(known)
 
-    def _trim(self, until_us: int) -> int:
-        """Everybody's newest events, and the sessions of those of whom none is left."""
-        for key in self._client.scan_iter(f"{self._keys[3]}*", count=_AT_ONCE):
-            self._client.zremrangebyscore(key, "-inf", until_us)
+    def _trim(self, token: str, until_us: int) -> int:
+        """Everybody's newest events, and the sessions of those of whom none is left; how many sessions."""
+        for keys in _some(self._client.scan_iter(f"{self._keys[3]}*", count=_AT_ONCE)):
+            self._hold(token)
+            with self._client.pipeline(transaction=False) as together:
+                for key in keys:
+                    together.zremrangebyscore(key, "-inf", until_us)
+                together.execute()
         gone = 0
         for hashed in (self._keys[4], self._keys[2]):
-            for session, user in list(self._client.hscan_iter(hashed, count=_AT_ONCE)):
-                if not self._client.exists(self._keys[3].encode() + b"u:" + user):
-                    found = self._client.hdel(hashed, session)
-                    gone += found if hashed == self._keys[2] else 0
+            for pairs in _some(self._client.hscan_iter(hashed, count=_AT_ONCE)):
+                self._hold(token)
+                with self._client.pipeline(transaction=False) as together:
+                    for _, user in pairs:
+                        together.exists(self._keys[3].encode() + b"u:" + user)
+                    there = together.execute()
+                lost = [session for (session, _), known in zip(pairs, there, strict=True) if not known]
+                found = self._client.hdel(hashed, *lost) if lost else 0
+                gone += found if hashed == self._keys[2] else 0
         return gone
+
+    def _hold(self, token: str) -> None:
+        """Raises Unavailable if another removal began, because this one took too long between two steps."""
+        if self._client.get(self._keys[7]) != token.encode():
+            raise Unavailable("the removal took too long between two steps; do it again")
+        self._client.pexpire(self._keys[7], _LOCK_MS)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[str]:
@@ -163,22 +187,22 @@ class Removal:
 
     # -- files --------------------------------------------------------------------------------------
 
-    def _rewrite_files(self, token: str) -> None:
+    def _rewrite_files(self) -> None:
         deadline = time.monotonic() + _FILES_S
-        self._written(token, deadline, "aof", self._client.bgrewriteaof)
+        self._written(deadline, "aof", self._client.bgrewriteaof)
         if any(self._client.config_get("save").values()):
-            self._written(token, deadline, "rdb", self._client.bgsave)
+            self._written(deadline, "rdb", self._client.bgsave)
 
-    def _written(self, token: str, deadline: float, kind: str, begin: Callable[[], Any]) -> None:
+    def _written(self, deadline: float, kind: str, begin: Callable[[], Any]) -> None:
         """One that is under way began before the removal, perhaps: it has to end first."""
-        self._idle(token, deadline)
+        self._idle(deadline)
         begin()
-        self._idle(token, deadline)
+        self._idle(deadline)
         status = {"aof": "aof_last_bgrewrite_status", "rdb": "rdb_last_bgsave_status"}[kind]
         if self._client.info("persistence")[status] != "ok":
             raise Unavailable(f"Redis could not write its files anew ({status}); see its log and do it again")
 
-    def _idle(self, token: str, deadline: float) -> None:
+    def _idle(self, deadline: float) -> None:
         while True:
             told = self._client.info("persistence")
             busy = ("aof_rewrite_in_progress", "aof_rewrite_scheduled", "rdb_bgsave_in_progress")

