@@ -47,17 +47,24 @@ class Bars:
 
     def refresh(self) -> bool:
         """Whether anything is new."""
+        files = self._read()
+        while files is None:
+            files = self._read()
+        if self._ws.exists(*_SECRET):
+            self._secret = self._ws.read_bytes(*_SECRET)
+        before, self._files, self._until = self._until, files, _latest(files.values())
+        return before != self._until
+
+    def _read(self) -> dict[str, dict[str, int]] | None:
+        """None: one of them was replaced meanwhile by one that says more, and they have to be listed again."""
         names = [name for name in self._ws.names(_FOLDER) if name.endswith(".json")]
         files = {name: self._files[name] for name in names if name in self._files}
         for name in set(names) - set(files):
             try:
                 files[name] = json.loads(self._ws.read_bytes(_FOLDER, name))["until_us"]
-            except NotFound:  # replaced meanwhile by one that says more
-                continue
-        if self._ws.exists(*_SECRET):
-            self._secret = self._ws.read_bytes(*_SECRET)
-        before, self._files, self._until = self._until, files, _latest(files.values())
-        return before != self._until
+            except NotFound:
+                return None
+        return files
 
     def create_secret(self) -> None:
         """So that no replica is without one when the first shopper is forgotten."""

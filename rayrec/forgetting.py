@@ -41,6 +41,9 @@ def forget(
 ) -> Receipt:
     """Remove all that is known of a user, bar what happened until now, and tell what was where.
 
+    A session that is said to be theirs only later: what it did before is not minded and not exported, and leaves the
+    store when they are forgotten again, or by `retain`.
+
     url: of the service's store, beside which the workspace's own is looked through too. in_answers_after_s: how long
     replicas may mind what they hold in memory. Safe to repeat: then it counts what was still there. Raises Unavailable
     if it could not reach the end, and must be repeated; SchemaError, IncompatibleArtifact.

@@ -190,6 +190,8 @@ class SqliteStore:
         return Traces(sorted(known - {None}), newest_us)
 
     def bar(self, until_us: Mapping[str, int]) -> None:
+        if not until_us:
+            return
         with self._writing() as db:
             db.executemany(
                 "INSERT INTO barred VALUES (?, ?) "

@@ -363,3 +363,30 @@ def test_bars_need_the_secret_and_say_nothing_without_it(ws: Workspace) -> None:
     assert (other.until(None), other.until("u:bob"), other.until("u:ann")) == (3, 3, 10)
     events = make_events([{"user_id": "ann", "ts_us": 10}, {"user_id": "ann", "ts_us": 11}, {"ts_us": 3}, {"ts_us": 4}])
     assert other.forgotten(events).tolist() == [True, False, True, False]
+
+
+def test_a_bar_that_is_replaced_while_it_is_read_is_not_missed(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    Bars(ws).add(["u:ann"], 5)
+    stale = ws.names("barred")
+    Bars(ws).add(["u:ann", "s:one"], 10)
+    listed = iter([stale])
+    names = Workspace.names
+    monkeypatch.setattr(Workspace, "names", lambda self, *of: next(listed, None) or names(self, *of))
+    assert sorted(Bars(ws).known().values()) == [10, 10]
+
+
+def test_what_a_session_did_before_it_was_said_to_be_theirs_is_not_learned_from(ws: Workspace) -> None:
+    url = f"sqlite:///{ws.root}/store/live.db"
+    store = open_store(url)
+    events = [{"event_id": name, "type": "view", "item_id": "i1", "session_id": "s"} for name in ("old", "new")]
+    store.append([{**events[0], "ts_us": NOW_US}])
+    until_us = forget(ws, url, ANN)["until_us"]
+    store.identify("s", ANN)
+    store.append([{**events[1], "ts_us": until_us + 1}])
+
+    export_events(ws, url)
+
+    assert read_events(ws, newest_events(ws)).column("event_id").to_pylist() == ["new"]
+    forget(ws, url, ANN)
+    assert found_in(Path(ws.root), [ANN]) == set() == {one["event_id"] for _, one in store.read(0, 10)}
+    store.close()
