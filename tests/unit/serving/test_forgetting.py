@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import shutil
 import time
 from pathlib import Path
 
@@ -12,8 +13,16 @@ from rayrec.barring import Bars
 from rayrec.errors import NotFound, RayrecError, Unavailable
 from rayrec.serving import models
 from rayrec.serving.backends import discreet, retried
+from rayrec.workspace import Workspace
 from tests.traces import found_in
 from tests.unit.serving.test_events import click, recommended, send
+
+
+@pytest.fixture
+def ws(published: Path, tmp_path: Path) -> Workspace:
+    """Copied, not linked: its files are rewritten."""
+    shutil.copytree(published, tmp_path / "ws")
+    return Workspace.open(tmp_path / "ws")
 
 
 def forget(app, user="ann", **more):
