@@ -135,6 +135,7 @@ class IndexConfig(Config):
     shards: int | None = Field(None, ge=1, description="None: one per 500,000 items")
     language: Language = "english"
     half_life_days: float = Field(90.0, gt=0, description="age at which a purchase counts half")
+    retention_days: float | None = Field(None, gt=0, description="older events are removed, everywhere, at first")
     promote: bool = True
 
 
@@ -386,6 +387,7 @@ class ServeConfig(Config):
     max_clock_skew_s: float = Field(300.0, ge=0, description="an event further ahead than this is refused")
     max_pending_items: int = Field(2_000, ge=1, description="changes of items not durable yet, likewise")
     tail_ms: float = Field(25.0, gt=0, description="how often replicas look for changes of the catalog")
+    forget_deadline_s: float = Field(600.0, gt=0, description="in place of deadline_ms for DELETE /v1/users/{id}")
     max_batch: int = Field(16, ge=1, description="queries that are encoded together")
     cached_vectors: int = Field(2_048, ge=0, description="queries whose vector a replica keeps")
     candidate_cache_mib: int = Field(32, ge=0, description="per fused replica, for the candidates of recent queries")

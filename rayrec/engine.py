@@ -24,7 +24,7 @@ from rayrec.answer import Answer, Coverage, Encoded, Lack
 from rayrec.config import FusionWeights
 from rayrec.encoders.base import Encoder
 from rayrec.encoders.image import ImageEncoder
-from rayrec.errors import IncompatibleArtifact, InvalidRequest, NotFound
+from rayrec.errors import IncompatibleArtifact, InvalidRequest, NotFound, described
 from rayrec.photo import Photo, no_pictures
 from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.retrieval.base import Candidates, Probe, Update
@@ -319,7 +319,7 @@ def _attempt(name: str, encode: Callable[[], np.ndarray]) -> np.ndarray | Lack:
     except InvalidRequest:
         raise
     except Exception as error:  # whatever a runtime throws, what is left still answers, and the answer says so
-        log.exception("the %s failed", name)
+        log.error("the %s failed: %s", name, described(error))
         return Lack("failed", f"the {name} failed ({type(error).__name__})")
 
 

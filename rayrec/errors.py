@@ -1,5 +1,6 @@
 """The kinds of error rayrec raises; the service maps each kind to one HTTP status."""
 
+import traceback
 from functools import partial
 from typing import Any, Literal
 
@@ -87,3 +88,9 @@ class BadPicture(RayrecError):
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
         return type(self), (self.reason, str(self))
+
+
+def described(error: BaseException) -> str:
+    """What kind of error it was and where, for a log: never its message, which may hold what a shopper sent."""
+    where = "".join(traceback.format_tb(error.__traceback__)[-6:])
+    return f"{type(error).__name__}\n{where}"

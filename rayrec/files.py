@@ -129,6 +129,11 @@ def checksum(filesystem: pafs.FileSystem, path: str) -> str:
     return digest.hexdigest()
 
 
+def checksum_of(content: bytes) -> str:
+    """As `checksum` of a file with this content."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
 def fsync(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

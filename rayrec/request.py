@@ -42,7 +42,7 @@ class SearchRequest:
     a count is the total of choosing that value. cursor: of the answer before, wins over page. mode: lexical and
     dense order by words or vectors alone. user_id: who asks, recent: what they did just now; their taste counts for the
     order, never for what is found. min_offset: of a change of the catalog that the answer has to know, for which the
-    service waits. Raises InvalidRequest.
+    service waits. forgotten_us: until when nothing that they did may count. Raises InvalidRequest.
     """
 
     query: str = ""
@@ -58,6 +58,7 @@ class SearchRequest:
     user_id: str | None = None
     recent: Sequence[Recent] = ()
     min_offset: int = 0
+    forgotten_us: int = -1
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -104,6 +105,7 @@ class SimilarRequest:
 class RecommendRequest:
     """Items for a shopper, from their history, what they did just now (`recent`), and `recent_item_ids`, viewed after
     that (both oldest first); else what is popular. Recent items that the catalog does not know are passed over.
+    forgotten_us: until when nothing that they did may count.
     """
 
     user_id: str | None = None
@@ -112,6 +114,7 @@ class RecommendRequest:
     filters: Mapping[str, Any] | None = None
     explain: bool = False
     recent: Sequence[Recent] = ()
+    forgotten_us: int = -1
 
     def __post_init__(self) -> None:
         _check_count("k", self.k)

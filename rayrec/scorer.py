@@ -18,7 +18,7 @@ from rayrec.answer import Answer, Coverage, Encoded, Hit, cursor_state, fingerpr
 from rayrec.config import FusionWeights
 from rayrec.data import catalog
 from rayrec.data.histories import DAY_US, Histories
-from rayrec.errors import NotFound
+from rayrec.errors import NotFound, described
 from rayrec.models.bundle import BundledModel
 from rayrec.ranking import policy, scoring, signals
 from rayrec.ranking.explain import reasons
@@ -248,7 +248,7 @@ class Scorer:
         weights = {name: w for name, w in self.weights.signals.items() if w and name in signals.OF_SHOPPER}
         if not weights or request.sort != "relevance":
             return scored, coverage
-        events, asked, now_us = self._history(request.user_id, request.recent)
+        events, asked, now_us = self._history(request.user_id, request.recent, request.forgotten_us)
         if not len(events.rows):
             return scored, coverage
         best = top_k(scoring.total(scored.parts), PERSONAL)
@@ -257,7 +257,7 @@ class Scorer:
             told = self.shopper_signals(events, now_us, rows[best], weights, asked)
             found = signals.weigh(told, weights)
         except Exception as error:  # a model's runtime may throw anything; the query's own order still answers
-            log.exception("a shopper's taste could not be weighed")
+            log.error("a shopper's taste could not be weighed: %s", described(error))
             why = f"not ranked for the shopper ({type(error).__name__})"
             why = why if coverage.why is None else f"{coverage.why}; {why}"
             return scored, replace(coverage, rerank="failed", degraded=True, why=why)
@@ -402,7 +402,7 @@ class Scorer:
             request = replace(request, user_id=None, recent_item_ids=(), recent=())
         last_us = request.recent[-1].ts_us if request.recent else 0
         viewed = [Recent(item_id, "view", last_us) for item_id in request.recent_item_ids]
-        events, asked, now_us = self._history(request.user_id, [*request.recent, *viewed])
+        events, asked, now_us = self._history(request.user_id, [*request.recent, *viewed], request.forgotten_us)
         items = events.rows >= 0
         history, ages = events.rows[items], (now_us - events.ts_us[items]) / DAY_US
         allowed = policy.eligible(self.columns, self.columns.mask(request.filters))
@@ -416,7 +416,9 @@ class Scorer:
             learned = self._model.expects(events, asked)
         return RecommendPlan(history, taste, allowed, near, learned)
 
-    def _history(self, user_id: str | None, recent: Sequence[Recent]) -> tuple[Histories, np.ndarray, int]:
+    def _history(
+        self, user_id: str | None, recent: Sequence[Recent], forgotten_us: int
+    ) -> tuple[Histories, np.ndarray, int]:
         """(a shopper's events, those that the index knows and then recent ones; vectors of what they searched for; the
         time from which ages count).
 
@@ -424,7 +426,7 @@ class Scorer:
         knows is not old at once. Of recent events those that the index knows already are passed over, and searches
         where no model minds them.
         """
-        events, newest_us = self.behavior.history(user_id or ""), self.behavior.now_us
+        events, newest_us = self.behavior.history(user_id or "").after(forgotten_us), self.behavior.now_us
         new = [one for one in recent if not 0 < one.offset <= self._events_offset]
         known = [
             (row, EVENT_TYPES.index(one.type), one)

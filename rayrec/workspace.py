@@ -21,10 +21,11 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from rayrec.errors import Conflict, IncompatibleArtifact, NotFound, RayrecError
-from rayrec.files import CHUNK, Files, checksum, fsync, open_filesystem
+from rayrec.files import CHUNK, Files, checksum, checksum_of, fsync, open_filesystem
 
 log = logging.getLogger(__name__)
 
@@ -114,34 +115,64 @@ class Workspace(Files):
         Raises IncompatibleArtifact that names the first file which is missing, truncated or altered.
         """
         manifest = self.manifest(kind, version)
+        while True:
+            try:
+                with ThreadPoolExecutor(4) as pool:
+                    list(pool.map(partial(self._check, kind, version), manifest["files"].items()))
+                return manifest
+            except IncompatibleArtifact:  # of what `replace` put there meanwhile, the manifest of before knows nothing
+                now = self.manifest(kind, version)
+                if now == manifest:
+                    raise
+                manifest = now
 
-        def check(entry: tuple[str, dict[str, Any]]) -> None:
-            name, expected = entry
-            label = f"{kind}/{version}/{name}"
-            info = self.fs.get_file_info(self.path(kind, version, name))
-            if info.type == pafs.FileType.NotFound:
-                raise IncompatibleArtifact(f"{label}: missing; build or copy the version again")
-            if info.size != expected["bytes"]:
-                raise IncompatibleArtifact(
-                    f"{label}: {info.size} bytes, manifest says {expected['bytes']}; truncated or replaced"
-                )
-            found = checksum(self.fs, self.path(kind, version, name))
-            if found != expected["blake2b"]:
-                raise IncompatibleArtifact(f"{label}: content differs from its checksum; it was altered")
+    def _check(self, kind: str, version: str, entry: tuple[str, dict[str, Any]]) -> None:
+        name, expected = entry
+        label = f"{kind}/{version}/{name}"
+        info = self.fs.get_file_info(self.path(kind, version, name))
+        if info.type == pafs.FileType.NotFound:
+            raise IncompatibleArtifact(f"{label}: missing; build or copy the version again")
+        said = [expected, *([expected["was"]] if "was" in expected else [])]
+        if info.size not in [one["bytes"] for one in said]:
+            raise IncompatibleArtifact(
+                f"{label}: {info.size} bytes, manifest says {expected['bytes']}; truncated or replaced"
+            )
+        if checksum(self.fs, self.path(kind, version, name)) not in [one["blake2b"] for one in said]:
+            raise IncompatibleArtifact(f"{label}: content differs from its checksum; it was altered")
 
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(check, manifest["files"].items()))
-        return manifest
+    def replace(self, kind: str, version: str, files: Mapping[str, bytes], **said: Any) -> None:
+        """Put other content in files of a published version, which is the one exception to their never changing: what
+        must not be known any more. said: values of the manifest beside them.
+
+        Each file by itself must mean the same beside the others of before and after. Whoever verifies or reads the
+        version meanwhile, or after a kill, finds it whole: the manifest first takes either content, then only
+        the new. Called again, with no files too, it ends what a kill left. Raises IncompatibleArtifact.
+        """
+        manifest = self.manifest(kind, version)
+        entries = manifest["files"]
+        for name in {*files, *(name for name, entry in entries.items() if "was" in entry)}:
+            self._check(kind, version, (name, entries[name]))
+            present = self.read_bytes(kind, version, name)
+            entries[name] = {**_entry(files.get(name, present)), "was": _entry(present)}
+        manifest.update(said)
+        if files:
+            self._write_manifest(manifest)
+            for name, content in files.items():
+                self.write_bytes(content, kind, version, name)
+        manifest["files"] = {name: _without_was(entry) for name, entry in entries.items()}
+        self._write_manifest(manifest)
+
+    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        content = json.dumps(manifest, indent=1).encode()
+        self.write_bytes(content, manifest["kind"], manifest["version"], "manifest.json")
 
     def local_copy(self, kind: str, version: str) -> Path:
         """A verified directory on this machine: the version itself, or a cached download of it."""
         if self.is_local:
             self.verify(kind, version)
             return Path(self.path(kind, version))
-        key = hashlib.blake2b(f"{self.uri}|{kind}|{version}".encode(), digest_size=8).hexdigest()
-        cache = Path(os.environ.get("RAYREC_CACHE", "~/.cache/rayrec")).expanduser()
-        target = cache / f"{kind}-{version}-{key}"
-        local = Workspace(str(target), pafs.LocalFileSystem(), str(target))
+        local = self.cache(kind, version)
+        target = Path(local.root)
         if target.exists():
             try:
                 local.verify(kind, version)
@@ -151,6 +182,13 @@ class Workspace(Files):
                 shutil.rmtree(target, ignore_errors=True)
         self._download(kind, version, target)
         return Path(local.path(kind, version))
+
+    def cache(self, kind: str, version: str) -> "Workspace":
+        """Where this machine keeps its copy of a version that is elsewhere; it may not be there."""
+        key = hashlib.blake2b(f"{self.uri}|{kind}|{version}".encode(), digest_size=8).hexdigest()
+        folder = Path(os.environ.get("RAYREC_CACHE", "~/.cache/rayrec")).expanduser()
+        target = str(folder / f"{kind}-{version}-{key}")
+        return Workspace(target, pafs.LocalFileSystem(), target)
 
     def _download(self, kind: str, version: str, target: Path) -> None:
         """Fill the directory `target` with a version, in one step and only if what came is intact."""
@@ -198,7 +236,7 @@ class Workspace(Files):
             self.verify("indexes", index)
         if model not in (None, "none"):
             self.verify("models", str(model))
-        with self._pointer_lock():
+        with self.lock("current.lock"):
             now = self.current()
             if expect_generation is not None and now.generation != expect_generation:
                 raise Conflict(f"current.json is at generation {now.generation}, not {expect_generation}")
@@ -214,7 +252,7 @@ class Workspace(Files):
 
     def rollback(self) -> Pointer:
         """Promote the pair that answered before this one; again, the one before that."""
-        with self._pointer_lock():
+        with self.lock("current.lock"):
             now = self.current()
             if not now.history:
                 raise NotFound("nothing to roll back to: no earlier pair has answered in this workspace")
@@ -242,8 +280,8 @@ class Workspace(Files):
         return pointer
 
     @contextlib.contextmanager
-    def _pointer_lock(self) -> Iterator[None]:
-        """Exclude other promoters on this filesystem.
+    def lock(self, name: str) -> Iterator[None]:
+        """Exclude others who want the same lock on this filesystem.
 
         Object stores have no lock that pyarrow can take: there a check-then-PUT remains, and two promotions
         within the same second may both succeed, the later one winning.
@@ -251,9 +289,17 @@ class Workspace(Files):
         if not self.is_local:
             yield
             return
-        with open(self.path("current.lock"), "w") as lock:
+        with open(self.path(name), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _entry(content: bytes) -> dict[str, Any]:
+    return {"bytes": len(content), "blake2b": checksum_of(content)}
+
+
+def _without_was(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name != "was"}
 
 
 class Staged:

@@ -1,4 +1,4 @@
-"""Feeding a running service with events."""
+"""Events of shoppers: feeding a running service with them, and forgetting them."""
 
 import contextlib
 import json
@@ -75,6 +75,55 @@ def replay(
     with _counting("replaying", len(events), as_json) as told:
         run(events, feeder, speed=speed, label=label or secrets.token_hex(4), on_progress=told)
     _finish(feeder, as_json)
+
+
+StoreOption = Annotated[
+    str | None, typer.Option(envvar="RAYREC_STORE", help="Where the service keeps events, if not in the workspace.")
+]
+
+
+@command()
+def forget(
+    user: Annotated[str, typer.Argument(help="A user's id; - reads ids from stdin, so that no shell keeps them.")],
+    workspace: WorkspaceOption,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove all that is known of a user, everywhere, and print a receipt that does not name them.
+
+    As DELETE /v1/users/{id} does. What happened until now stays barred, from files that are loaded again too. Safe to
+    stop and to repeat; replicas with a store mind it at once, others within seconds.
+    """
+    from rayrec.forgetting import forget as run
+    from rayrec.workspace import Workspace
+
+    ws = Workspace.open(workspace, create=False)
+    users = [line.rstrip("\n") for line in sys.stdin] if user == "-" else [user]
+    for one in users:
+        if one:
+            _show_receipt(run(ws, store, one), as_json)
+
+
+@command()
+def retain(
+    workspace: WorkspaceOption,
+    days: Annotated[float, typer.Option(min=0.001, help="Events older than this are removed, and barred.")],
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove every event older than so many days: in the store, in all versions, in every index's histories."""
+    from rayrec.forgetting import retain as run
+    from rayrec.workspace import Workspace
+
+    _show_receipt(run(Workspace.open(workspace, create=False), store, days), as_json)
+
+
+def _show_receipt(receipt: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(receipt))
+        return
+    counts = {one["place"]: one["removed"] for one in receipt["places"]}
+    print_values({"receipt": receipt["receipt_id"], **counts}, as_json)
 
 
 def _finish(feeder: Any, as_json: bool) -> None:

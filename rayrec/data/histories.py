@@ -4,7 +4,8 @@
 >>> learned, valid, test = leave_one_out(histories)                 # doctest: +SKIP
 """
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -133,6 +134,13 @@ class Histories:
             return replace(nobody, users=np.array([user_id], object), start=np.zeros(2, np.int64))
         return self.take(np.array([at]))
 
+    def after(self, ts_us: int) -> "Histories":
+        """Of a single history: what is newer."""
+        if ts_us < 0:
+            return self
+        first = int(np.count_nonzero(self.ts_us <= ts_us))
+        return self.window(np.zeros(1, np.int64), np.array([first]), self.start[1:])
+
     def and_then(
         self, rows: np.ndarray, kinds: np.ndarray, ts_us: np.ndarray, queries: np.ndarray, texts: Sequence[str]
     ) -> "Histories":
@@ -152,21 +160,54 @@ class Histories:
             texts,
         )
 
+    def without(self, gone: np.ndarray) -> "Histories":
+        """Without some events, bool (E,), and with every place in `users` and `texts` as it was.
+
+        So each file that it is saved in means the same beside the other files of before, and they need not be replaced
+        in one step. Who has no event left is called as the one before, who is found first; a text that nobody
+        asks any more is empty.
+        """
+        h = np.repeat(np.arange(len(self)), self.lengths)[~gone]
+        start = np.concatenate([[0], np.cumsum(np.bincount(h, minlength=len(self)))]).astype(np.int64)
+        rows, kinds, ts_us, baskets, queries = (getattr(self, name)[~gone] for name in _ARRAYS[1:])
+        users = self.users.copy()
+        for place in np.flatnonzero(np.diff(start) == 0):
+            users[place] = users[place - 1] if place else ""
+        asked = set(queries.tolist())
+        texts = [text if place in asked else "" for place, text in enumerate(self.texts)]
+        return Histories(users, start, rows, kinds, ts_us, baskets, queries, texts)
+
+    def files(self) -> dict[str, bytes]:
+        """What it is saved in, by name; those that say more by themselves come first."""
+        packed = io.BytesIO()
+        np.savez(packed, **{name: getattr(self, name) for name in _ARRAYS})
+        found = {"histories.npz": packed.getvalue()}
+        for name, values in (("texts", list(self.texts)), ("users", self.users.tolist())):
+            sink = pa.BufferOutputStream()
+            pq.write_table(pa.table({name: pa.array(values, pa.string())}), sink)
+            found[f"{name}.parquet"] = sink.getvalue().to_pybytes()
+        return found
+
+    @classmethod
+    def of_files(cls, read: Callable[[str], bytes]) -> "Histories":
+        """read: the content of a file by its name. Raises OSError, ValueError, KeyError, zipfile.BadZipFile."""
+        with np.load(io.BytesIO(read("histories.npz")), allow_pickle=False) as z:
+            arrays = {name: z[name] for name in _ARRAYS}
+        users, texts = (
+            pq.read_table(pa.BufferReader(read(f"{name}.parquet"))).column(name).to_pylist()
+            for name in ("users", "texts")
+        )
+        return cls(users=np.array(users, object), texts=texts, **arrays)
+
     def save(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        np.savez(directory / "histories.npz", **{name: getattr(self, name) for name in _ARRAYS})
-        for name, values in (("users", self.users.tolist()), ("texts", list(self.texts))):
-            pq.write_table(pa.table({name: pa.array(values, pa.string())}), directory / f"{name}.parquet")
+        for name, content in self.files().items():
+            (directory / name).write_bytes(content)
 
     @classmethod
     def load(cls, directory: Path) -> "Histories":
         """Raises OSError, ValueError, KeyError, zipfile.BadZipFile."""
-        with open(directory / "histories.npz", "rb") as stream, np.load(stream, allow_pickle=False) as z:
-            arrays = {name: z[name] for name in _ARRAYS}
-        users, texts = (
-            pq.read_table(directory / f"{name}.parquet").column(name).to_pylist() for name in ("users", "texts")
-        )
-        return cls(users=np.array(users, object), texts=texts, **arrays)
+        return cls.of_files(lambda name: (directory / name).read_bytes())
 
 
 _ARRAYS = ("start", "rows", "kinds", "ts_us", "baskets", "queries")

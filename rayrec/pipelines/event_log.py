@@ -11,10 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from rayrec.barring import Bars
 from rayrec.data import events
 from rayrec.errors import NotFound
+from rayrec.forgetting import default_store
+from rayrec.rewriting import clean_version
 from rayrec.schema import EVENTS, validate
-from rayrec.store import EventStore, file_in, open_store
+from rayrec.store import EventStore, open_store
 from rayrec.workspace import ENVELOPE, Workspace
 
 log = logging.getLogger(__name__)
@@ -47,13 +50,8 @@ def read_events(ws: Workspace, version: str) -> pa.Table:
     return events.dedupe(validate(ws.read_parquet("events", version), EVENTS, f"events/{version}"))
 
 
-def default_store(ws: Workspace) -> str | None:
-    """URL of the store that a service on one machine keeps in its workspace; None where there is none."""
-    return file_in(ws.root) if ws.is_local and ws.exists("store", "live.db") else None
-
-
 def export_events(ws: Workspace, url: str | None = None) -> Exported:
-    """Add what the service took since the newest version to a version of its own.
+    """Add what the service took since the newest version to a version of its own; nothing of who is barred.
 
     url: of the store; None: the workspace's own, if it has one.
     """
@@ -68,6 +66,7 @@ def export_events(ws: Workspace, url: str | None = None) -> Exported:
         found, offset = _since(store, offset)
     finally:
         store.close()
+    found = found.filter(pa.array(~Bars(ws).forgotten(found)))
     if not found.num_rows:
         return Exported(latest, 0, offset)
     with ws.stage("events") as staged:
@@ -77,6 +76,7 @@ def export_events(ws: Workspace, url: str | None = None) -> Exported:
         before = {key: value for key, value in said.items() if key not in ENVELOPE}
         counts = {"events": before.get("counts", {}).get("events", 0) + found.num_rows}
         version = staged.publish({**before, "counts": counts, "log_offset": offset})
+    clean_version(ws, "events", version, Bars(ws))
     log.info("events/%s has %d new events", version, found.num_rows)
     return Exported(version, found.num_rows, offset)
 

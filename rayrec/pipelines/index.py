@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import ray
 
 from rayrec import encoder_exports
+from rayrec.barring import Bars
 from rayrec.config import ImagesConfig, IndexConfig, SourceConfig
 from rayrec.data import catalog, complete_journey, events, readers
 from rayrec.embedding_store import EmbeddingStore
@@ -24,13 +25,14 @@ from rayrec.encoders.base import EncoderId
 from rayrec.encoders.item import fuse
 from rayrec.errors import IncompatibleArtifact, NotFound
 from rayrec.files import open_filesystem
+from rayrec.forgetting import retain
 from rayrec.pipelines import catalog_log, fidelity
 from rayrec.pipelines.cluster import connected
-from rayrec.pipelines.embed import save_quarantine
 from rayrec.pipelines.embed_pictures import picture_hashes
 from rayrec.pipelines.event_log import export_events, read_events
 from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.retrieval.shards import attribute_words, build_shard, shard_name, shard_rows
+from rayrec.rewriting import clean_version, set_aside
 from rayrec.schema import CONTENT_HASH, EVENTS, ITEMS, validate
 from rayrec.workspace import Staged, Workspace
 
@@ -62,6 +64,8 @@ def index(config: IndexConfig, ws: Workspace, *, address: str | None = None) -> 
     """Build an index of the newest catalog version and, if the config says so, promote it."""
     started = time.perf_counter()
     catalog_version = catalog_log.compact(ws, config.store)
+    if config.retention_days is not None:
+        retain(ws, config.store, config.retention_days)
     _, quarantined, duplicates = load_events(config.events, ws)
     exported = export_events(ws, config.store)
     events_version = exported.version
@@ -119,6 +123,7 @@ def index(config: IndexConfig, ws: Workspace, *, address: str | None = None) -> 
                 "events_offset": exported.offset,
             }
         )
+    clean_version(ws, "indexes", version, Bars(ws))
     pointer = ws.promote(index=version, model=fitting_model(ws, encoder_id)) if config.promote else None
     return IndexSummary(
         version,
@@ -143,12 +148,15 @@ def load_events(source: SourceConfig | None, ws: Workspace) -> tuple[str | None,
     filesystem, path = open_filesystem(source.path)
     table, quarantine, duplicates = events.normalise(readers.read(filesystem, path, source.format), source)
     version = publish_events(table, source, ws)
-    save_quarantine(quarantine, ws, version)
+    kept = set_aside(quarantine.table(), Bars(ws))
+    if kept.num_rows:
+        ws.write_parquet(kept, "quarantine", f"{version}.parquet")
     return version, len(quarantine), duplicates
 
 
 def publish_events(table: pa.Table, source: SourceConfig, ws: Workspace) -> str:
-    """Make EVENTS, in time order, an events version, unless the newest one has it already."""
+    """Make EVENTS, in time order, an events version, unless the newest one has it already; nothing of who is barred."""
+    table = table.filter(pa.array(~Bars(ws).forgotten(table)))
     latest = ws.latest("events")
 
     def same(before: pa.Table) -> bool:
@@ -158,7 +166,9 @@ def publish_events(table: pa.Table, source: SourceConfig, ws: Workspace) -> str:
         return latest
     with ws.stage("events") as staged:
         staged.write_parquet(_SOURCE, table)
-        return staged.publish({"config": source.model_dump(), "counts": {"events": table.num_rows}})
+        version = staged.publish({"config": source.model_dump(), "counts": {"events": table.num_rows}})
+    clean_version(ws, "events", version, Bars(ws))
+    return version
 
 
 def find_pictures(config: ImagesConfig, ws: Workspace, space: str) -> dict[str, Any]:

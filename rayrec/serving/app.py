@@ -20,8 +20,11 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 
+from rayrec.barring import Bars
 from rayrec.config import ReplicasConfig, ServeConfig
+from rayrec.forgetting import forget
 from rayrec.retrieval.base import Found, Hits, Probe
+from rayrec.rewriting import clean_copies
 from rayrec.serving.auth import Keys
 from rayrec.serving.backends import (
     PICTURES_TOGETHER,
@@ -31,6 +34,7 @@ from rayrec.serving.backends import (
     RemoteScorer,
     SplitBackend,
     between_answers,
+    discreet,
     retried,
 )
 from rayrec.serving.batching import Batcher, by_key
@@ -149,21 +153,36 @@ class GatewayReplica(Reporting):
         else:
             backend = SplitBackend(config, self.telemetry, encoder, scorer)
         self._keys = Keys(ws)
-        self._refresher = asyncio.get_running_loop().create_task(self._refresh_keys(config.poll_s))
-        events = None if url is None else Events(config, open_store(url), self.telemetry)
-        catalog = None if log is None else Catalog(config, log, backend, self.telemetry)
-        self._gateway = Gateway(config, backend, self.telemetry, self.replica, events, catalog)
+        self._bars = Bars(ws)
+        self._bars.create_secret()
+        clean_copies(ws, self._bars)
+        self._refresher = asyncio.get_running_loop().create_task(self._refresh(ws, config.poll_s))
+        events = None if url is None else Events(config, open_store(url), self.telemetry, self._bars)
+        # without a store to ask at every answer, replicas find out as they look
+        after_s = 0.0 if url is not None else 2 * config.poll_s
+        self._gateway = Gateway(
+            config,
+            backend,
+            self.telemetry,
+            self.replica,
+            events,
+            None if log is None else Catalog(config, log, backend, self.telemetry),
+            self._bars,
+            partial(forget, ws, url, in_answers_after_s=after_s),
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._gateway, self._keys, self._metrics)
 
-    async def _refresh_keys(self, poll_s: float) -> None:
+    async def _refresh(self, ws: Workspace, poll_s: float) -> None:
         while True:
             await asyncio.sleep(poll_s)
             try:
                 await asyncio.to_thread(self._keys.refresh)
+                if await asyncio.to_thread(self._bars.refresh):
+                    await asyncio.to_thread(clean_copies, ws, self._bars)
             except Exception as error:  # a filesystem that is away for a moment
-                log.warning("keys cannot be read (%s); the known ones stay", type(error).__name__)
+                log.warning("keys and bars cannot be read (%s); the known ones stay", type(error).__name__)
 
     async def _metrics(self) -> str:
         await retried(partial(self._hub.report.remote, self.replica, self.telemetry.snapshot()))
@@ -197,12 +216,15 @@ class EncoderReplica(Reporting):
             max_size=min(config.max_batch, PICTURES_TOGETHER),
         )
 
+    @discreet
     async def encode(self, pair: Pair, query: str) -> np.ndarray:
         return await self._encode((pair, query))
 
+    @discreet
     async def encode_image(self, pair: Pair, picture: np.ndarray) -> np.ndarray:
         return await self._encode_images((pair, picture))
 
+    @discreet
     async def encode_items(self, pair: Pair, texts: Sequence[str]) -> tuple[str, np.ndarray]:
         return await asyncio.get_running_loop().run_in_executor(self._items, self._part.encode_items, pair, texts)
 
@@ -217,10 +239,12 @@ class RetrieverReplica(Reporting):
             lambda calls: by_key(calls, part.find), self._thread, max_size=config.max_batch
         )
 
+    @discreet
     async def find(self, pair: Pair, probe: Probe) -> Found:
         await self._part.reach(pair, probe.min_offset)
         return await self._find((pair, probe))
 
+    @discreet
     async def nearest(self, pair: Pair, vector: np.ndarray, k: int, allowed: np.ndarray | None) -> Hits:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._part.nearest, pair, vector, k, allowed)

@@ -5,11 +5,12 @@ replica's event loop stays free to refuse and to report.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -19,7 +20,7 @@ from rayrec.answer import Answer, Coverage, Encoded
 from rayrec.config import ServeConfig
 from rayrec.encoders.image import Preprocess
 from rayrec.engine import NOTHING, Engine
-from rayrec.errors import RayrecError, Unavailable
+from rayrec.errors import RayrecError, Unavailable, described
 from rayrec.photo import no_pictures
 from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.retrieval.base import Found, Probe
@@ -33,6 +34,8 @@ from rayrec.serving.telemetry import Telemetry
 from rayrec.serving.versions import Live, Loaded, Pair, T
 from rayrec.store import CatalogLog
 from rayrec.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 _WAIT_FOR_VERSION_S = 3.0
@@ -237,11 +240,34 @@ def between_answers(thread: ThreadPoolExecutor) -> Between:
     return lambda work: thread.submit(work).result()
 
 
-async def retried(call: Callable[[], Awaitable[R]]) -> R:
+def discreet(method: Callable[..., Awaitable[R]]) -> Callable[..., Awaitable[R | RayrecError]]:
+    """A replica's method that hands errors back as values, for `retried` to raise.
+
+    What it raised would be logged by Ray Serve with its message, which may hold a query or an id. Of an error that is
+    not ours the kind and the place are logged.
+    """
+
+    @wraps(method)
+    async def call(*args: Any) -> R | RayrecError:
+        try:
+            return await method(*args)
+        except RayrecError as error:
+            return error
+        except Exception as error:  # whatever a runtime throws
+            log.error("%s failed: %s", method.__qualname__, described(error))
+            return Unavailable(f"a part of the service failed ({type(error).__name__})")
+
+    return call
+
+
+async def retried(call: Callable[[], Awaitable[R | RayrecError]]) -> R:
     """Await a call to another replica, again if that replica died under it. Raises our own errors, or Unavailable."""
     for attempt in range(_ATTEMPTS):
         try:
-            return await call()
+            found = await call()
+            if isinstance(found, RayrecError):
+                raise found
+            return found
         except RayrecError:
             raise
         except Exception as error:  # Ray and gRPC raise many kinds for a replica that is gone
@@ -285,6 +311,7 @@ class RemoteScorer:
         self._retrievers = retrievers
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="rayrec-score")
 
+    @discreet
     async def search(self, pair: Pair, request: SearchRequest, encoded: Encoded) -> Answer:
         await self._part.reach(pair, request.min_offset)
         probe = await self._run(self._part.scorer(pair).probe, request, encoded)
@@ -293,25 +320,30 @@ class RemoteScorer:
         found = [] if probe is None else await self._retrievers.find(pair, probe)
         return await self._run(self._part.answer, pair, request, probe, found, encoded)
 
+    @discreet
     async def similar(self, pair: Pair, request: SimilarRequest) -> Answer:
         scorer = self._part.scorer(pair)
         plan = await self._run(scorer.plan_similar, request)
         near = await self._retrievers.nearest(pair, plan.near)
         return await self._run(scorer.similar, request, plan, near)
 
+    @discreet
     async def recommend(self, pair: Pair, request: RecommendRequest, coverage: Coverage | None) -> Answer:
         scorer = self._part.scorer(pair)
         plan = await self._run(partial(scorer.plan_recommend, request, popular=coverage is not None))
         near = await self._retrievers.nearest(pair, plan.near)
         return await self._run(scorer.recommend, request, plan, near, coverage)
 
+    @discreet
     async def item(self, pair: Pair, item_id: str, min_offset: int) -> dict[str, Any]:
         await self._part.reach(pair, min_offset)
         return await self._run(self._part.scorer(pair).item, item_id)
 
+    @discreet
     async def suggest(self, pair: Pair, prefix: str, k: int) -> list[Completion]:
         return await self._run(self._part.scorer(pair).suggest, prefix, k)
 
+    @discreet
     async def contents(self, pair: Pair, item_ids: Sequence[str]) -> dict[str, str]:
         return await self._run(self._part.scorer(pair).contents, item_ids)
 

@@ -10,7 +10,6 @@ import logging
 import re
 import secrets
 import time
-import traceback
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
@@ -29,6 +28,7 @@ from rayrec.errors import (
     TooLarge,
     Unauthorized,
     Unavailable,
+    described,
 )
 from rayrec.serving.auth import COOKIE, Keys
 from rayrec.serving.bodies import Bodies, call_it_json, replay
@@ -67,7 +67,7 @@ def error_response(error: Exception, request_id: str) -> tuple[int, dict[str, st
     else:
         found = next(((status, code) for kind, (status, code) in STATUS.items() if isinstance(error, kind)), None)
         if found is None:
-            _log(error, request_id)
+            log.error("request %s: %s", request_id, described(error))
         status, code = found or (500, "internal")
         message = str(error) if found else "an error of the service itself; it is logged under this request id"
     if isinstance(error, Overloaded):
@@ -120,7 +120,7 @@ class Edge:
                 body = await self._bodies.read(receive, headers, path, held)
                 call_it_json(scope)
             call = self._app(scope, receive if body is None else replay(body, receive), send_with_headers)
-            await asyncio.wait_for(call, self._deadline_s(headers, path))
+            await asyncio.wait_for(call, self._deadline_s(scope["method"], path, headers))
         except Exception as error:  # the edge of the service: whatever is thrown becomes the one shape
             if status:  # too late to say anything else
                 raise
@@ -134,10 +134,14 @@ class Edge:
             self._telemetry.requests.labels(route, str(status or _GONE)).inc()
             self._telemetry.latency.labels(route).observe(time.perf_counter() - started)
 
-    def _deadline_s(self, headers: Headers, path: str) -> float:
+    def _deadline_s(self, method: str, path: str, headers: Headers) -> float:
         """The config's, or a shorter one that the caller gives in milliseconds as `X-Deadline-Ms`."""
         wanted = headers.get("x-deadline-ms", "")
-        limit = max(self._config.deadline_ms, _EMBEDDING_MS) if path == "/v1/items" else self._config.deadline_ms
+        limit: float = self._config.deadline_ms
+        if path == "/v1/items":
+            limit = max(limit, _EMBEDDING_MS)
+        if method == "DELETE" and path.startswith("/v1/users/"):
+            limit = 1000 * self._config.forget_deadline_s
         return min(max(int(wanted), 1), limit) / 1000 if wanted.isdecimal() and len(wanted) < 8 else limit / 1000
 
     # -- who asks ---------------------------------------------------------------------------------
@@ -196,12 +200,6 @@ async def respond(send: Send, status: int, headers: dict[str, str], body: bytes)
     pairs += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": pairs})
     await send({"type": "http.response.body", "body": body})
-
-
-def _log(error: Exception, request_id: str) -> None:
-    """Where it happened, never the message: it may hold what a shopper sent."""
-    where = "".join(traceback.format_tb(error.__traceback__)[-6:])
-    log.error("request %s: %s\n%s", request_id, type(error).__name__, where)
 
 
 def scopes_of(scope: Any) -> frozenset[str]:

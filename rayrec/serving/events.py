@@ -9,18 +9,22 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from rayrec.barring import Bars
 from rayrec.config import ServeConfig
 from rayrec.errors import NotFound, Overloaded, SchemaError, TooLarge
+from rayrec.forgetting import mark_of
 from rayrec.request import Recent
 from rayrec.serving.batching import Batcher
 from rayrec.serving.models import EventBody, first_fault
 from rayrec.serving.telemetry import Telemetry
 from rayrec.store import Event, EventStore, file_in
+from rayrec.store.base import REFUSED, Numbered
 from rayrec.workspace import Workspace
 
 K = TypeVar("K")
 R = TypeVar("R")
 _TOGETHER = 64  # requests whose events are flushed to the disk at a time
+_FORGOTTEN = ("forgotten", "ts_us: at or before what was forgotten of this shopper; only what is newer is taken")
 _RECENT = 200  # newest events of a shopper that an answer minds beside those of the index
 
 
@@ -28,9 +32,17 @@ class Events:
     """One replica's way to the store. Lives in one event loop."""
 
     def __init__(
-        self, config: ServeConfig, store: EventStore, telemetry: Telemetry, clock: Callable[[], float] = time.time
+        self,
+        config: ServeConfig,
+        store: EventStore,
+        telemetry: Telemetry,
+        bars: Bars,
+        clock: Callable[[], float] = time.time,
     ):
+        """bars: of the workspace; a store that is new, or was restored, is told of them."""
         self._config, self._store, self._telemetry, self._clock = config, store, telemetry, clock
+        self._bars = bars
+        store.bar(bars.known())
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="rayrec-events")
         self._reader = ThreadPoolExecutor(2, thread_name_prefix="rayrec-history")
         self._commit = Batcher[list[Event], list[int | None]](self._append, self._writer, max_size=_TOGETHER)
@@ -38,7 +50,9 @@ class Events:
 
     def _append(self, calls: list[list[Event]]) -> list[list[int | None] | Exception]:
         self._telemetry.batch.labels("events").observe(len(calls))
-        offsets = self._store.append([event for events in calls for event in events])
+        together = [event for events in calls for event in events]
+        marks = [mark_of(self._bars, event.get("user_id"), event.get("session_id")) for event in together]
+        offsets = self._store.append(together, marks)
         cut = iter(offsets)
         return [[next(cut) for _ in events] for events in calls]
 
@@ -46,10 +60,12 @@ class Events:
         """Keep the good ones, say what is wrong with each other. Raises TooLarge, Overloaded, Unavailable."""
         now_us = int(self._clock() * 1e6)
         good: list[Event] = []
+        places: list[int] = []
         rejected: list[dict[str, Any]] = []
         for index, body in enumerate(bodies):
             try:
                 good.append(self._checked(body, now_us))
+                places.append(index)
             except ValidationError as error:
                 rejected.append(_rejected(index, "invalid_event", first_fault(error)))
             except _Refused as error:
@@ -64,13 +80,16 @@ class Events:
             offsets = await self._commit(good) if good else []
         finally:
             self._waiting -= len(good)
-        taken = [offset for offset in offsets if offset is not None]
-        for state, count in (("accepted", len(taken)), ("duplicate", len(offsets) - len(taken))):
+        taken = [offset for offset in offsets if offset]
+        late = [index for index, offset in zip(places, offsets, strict=True) if offset == REFUSED]
+        rejected = sorted([*rejected, *(_rejected(index, *_FORGOTTEN) for index in late)], key=lambda one: one["index"])
+        duplicates = len(offsets) - len(taken) - len(late)
+        for state, count in (("accepted", len(taken)), ("duplicate", duplicates)):
             self._telemetry.events.labels(state).inc(count)
         self._telemetry.events.labels("rejected").inc(len(rejected))
         return {
             "accepted": len(taken),
-            "duplicates": len(offsets) - len(taken),
+            "duplicates": duplicates,
             "rejected": rejected,
             "offset": max(taken, default=None),
         }
@@ -91,14 +110,21 @@ class Events:
         loop = asyncio.get_running_loop()
         return {"moved": await loop.run_in_executor(self._writer, self._store.identify, session_id, user_id)}
 
-    async def recent(self, user_id: str | None, session_id: str | None) -> tuple[Recent, ...]:
-        """What a shopper did, oldest first. Raises Unavailable."""
+    async def recent(self, user_id: str | None, session_id: str | None) -> tuple[tuple[Recent, ...], int]:
+        """(what a shopper did, oldest first; until when nothing of theirs may count). Raises Unavailable."""
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._reader, self._store.history, user_id, session_id, _RECENT)
-        return tuple(
+        found, forgotten_us = await loop.run_in_executor(self._reader, self._known, user_id, session_id)
+        recent = tuple(
             Recent(event.get("item_id"), event["type"], event["ts_us"], offset, event.get("query"))
             for offset, event in found
+            if event["ts_us"] > forgotten_us
         )
+        return recent, forgotten_us
+
+    def _known(self, user_id: str | None, session_id: str | None) -> tuple[list[Numbered], int]:
+        mark = mark_of(self._bars, user_id, session_id)
+        found = self._store.history(user_id, session_id, _RECENT)
+        return found, self._store.barred([] if mark is None else [mark])
 
 
 def store_url(config: ServeConfig, ws: Workspace, nodes: int) -> str | None:

@@ -18,9 +18,10 @@ import numpy as np
 from cachetools import LRUCache
 
 from rayrec.answer import Answer, Coverage, Encoded, Lack, cursor_index, cursor_offset
+from rayrec.barring import Bars
 from rayrec.config import ServeConfig
 from rayrec.engine import POPULAR
-from rayrec.errors import Overloaded, RayrecError, Unavailable, VersionNotLoaded
+from rayrec.errors import NotFound, Overloaded, RayrecError, Unavailable, VersionNotLoaded
 from rayrec.photo import Photo, no_pictures
 from rayrec.request import Recent, RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.serving.backends import Backend
@@ -29,6 +30,7 @@ from rayrec.serving.events import Events
 from rayrec.serving.photos import Decoder
 from rayrec.serving.telemetry import Telemetry
 from rayrec.serving.versions import Loaded
+from rayrec.store.base import shopper
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +53,16 @@ class Gateway:
         replica: str,
         events: Events | None = None,
         catalog: Catalog | None = None,
+        bars: Bars | None = None,
+        forget: Callable[[str], dict[str, Any]] | None = None,
     ):
-        """events, catalog: None of a service without a store, whose shoppers and items are those of the index alone."""
+        """events, catalog: None of a service without a store, whose shoppers and items are those of the index alone.
+
+        bars: of the workspace, kept fresh by the replica; what counts where there is no store to ask. forget: what
+        removes a user and gives a receipt.
+        """
+        self._bars = bars
+        self._forget = forget
         self.config = config
         self.events = events
         self.catalog = catalog
@@ -67,8 +77,8 @@ class Gateway:
         """session_id: of who asks, as far as no user is known. Raises InvalidRequest, Overloaded, Unavailable."""
         started = time.perf_counter()
         with self._admitted() as load:
-            recent, lack = await self._recent(request.user_id, session_id)
-            request = replace(request, recent=recent)
+            recent, forgotten_us, lack = await self._recent(request.user_id, session_id)
+            request = replace(request, recent=recent, forgotten_us=forgotten_us)
             pinned = None
             if request.cursor is not None:
                 pinned, offset = cursor_index(request.cursor), cursor_offset(request.cursor)
@@ -111,8 +121,8 @@ class Gateway:
         """session_id: of who asks, as far as no user is known. Raises InvalidRequest, Overloaded, Unavailable."""
         started = time.perf_counter()
         with self._admitted() as load:
-            recent, lack = await self._recent(request.user_id, session_id)
-            request = replace(request, recent=recent)
+            recent, forgotten_us, lack = await self._recent(request.user_id, session_id)
+            request = replace(request, recent=recent, forgotten_us=forgotten_us)
             coverage = None
             if load >= _POPULAR_FROM:
                 coverage = Coverage(behavior="ok", degraded=True, why=_BUSY_POPULAR)
@@ -125,16 +135,27 @@ class Gateway:
             answer = await self._by_a_version(ask)
         return self._finished("recommend", answer, started, lack)
 
-    async def _recent(self, user_id: str | None, session_id: str | None) -> tuple[tuple[Recent, ...], str | None]:
-        """(what a shopper did since the index was built, why that is not known)."""
+    async def _recent(self, user_id: str | None, session_id: str | None) -> tuple[tuple[Recent, ...], int, str | None]:
+        """(what a shopper did since the index was built, until when nothing of theirs may count, why it is not known).
+
+        The store is asked for both, so that who was forgotten is so in the very next answer of every replica.
+        """
+        known_us = -1 if self._bars is None else self._bars.until(shopper(user_id, session_id))
         if self.events is None or (user_id is None and session_id is None):
-            return (), None
+            return (), known_us, None
         try:
             with self._stage("history"):
-                return await self.events.recent(user_id, session_id), None
+                recent, forgotten_us = await self.events.recent(user_id, session_id)
+            return recent, max(known_us, forgotten_us), None
         except Unavailable:
             self.telemetry.degraded.labels("all", "history").inc()
-            return (), "what the shopper did lately is not known: the store does not answer"
+            return (), known_us, "what the shopper did lately is not known: the store does not answer"
+
+    async def forget(self, user_id: str) -> dict[str, Any]:
+        """A receipt of what was removed. It goes on if the caller leaves. Raises Unavailable, NotFound."""
+        if self._forget is None:
+            raise NotFound("this service forgets nobody")
+        return await asyncio.get_running_loop().run_in_executor(None, self._forget, user_id)
 
     async def _with_vectors(self, version: Loaded[Any], recent: Sequence[Recent], load: float) -> tuple[Recent, ...]:
         """With the vectors of the newest searches among them; of others, and of those that cannot be had, without."""

@@ -29,6 +29,7 @@ from rayrec.serving.models import (
     ErrorModel,
     EventsAnswer,
     EventsBody,
+    ForgetAnswer,
     IdentifyAnswer,
     IdentifyBody,
     ItemAnswer,
@@ -89,6 +90,7 @@ def create_app(gateway: Gateway, keys: Keys, metrics: MetricsText) -> FastAPI:
     _add_answers(app, gateway)
     _add_events(app, gateway)
     _add_catalog(app, gateway)
+    _add_users(app, gateway)
     _add_operations(app, metrics)
     _add_docs(app)
     if config.page:
@@ -193,6 +195,18 @@ def _add_catalog(app: FastAPI, gateway: Gateway) -> None:
     @app.delete("/v1/items/{item_id}", **options, summary="Delete an item: it comes back only when it is put again")
     async def delete(request: Request, item_id: _ItemId) -> Response:
         return _json(request, await of_store(gateway.catalog, lambda catalog: catalog.delete(item_id)))
+
+
+def _add_users(app: FastAPI, gateway: Gateway) -> None:
+    @app.delete(
+        "/v1/users/{user_id:path}",
+        dependencies=[needs("admin")],
+        response_class=Response,
+        responses={**_ERRORS, 200: {"model": ForgetAnswer}},
+        summary="Forget a shopper: in the store, in every version, in answers; and bar what happened until now",
+    )
+    async def forget(request: Request, user_id: Annotated[str, Path(min_length=1, max_length=512)]) -> Response:
+        return _json(request, await gateway.forget(user_id))
 
 
 def _add_operations(app: FastAPI, metrics: MetricsText) -> None:

@@ -227,6 +227,26 @@ class IdentifyAnswer(BaseModel):
     moved: int
 
 
+class Removed(BaseModel):
+    place: str
+    removed: int
+
+
+class ForgetAnswer(BaseModel):
+    """A receipt, kept as receipts/<receipt_id>.json too; it names nobody.
+
+    until_us: events of the shopper at or before it stay barred, later ones are of a stranger; in_answers_after_s: when
+    the last replica minds nothing of them any more.
+    """
+
+    request_id: str
+    receipt_id: str
+    at_us: int
+    until_us: int
+    in_answers_after_s: float
+    places: list[Removed]
+
+
 class Item(BaseModel):
     item_id: str
     title: str

@@ -8,7 +8,7 @@
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rayrec.errors import SchemaError
 from rayrec.schema import Change
@@ -20,6 +20,17 @@ Numbered = tuple[int, Event]
 _FILE = "sqlite:///"
 HISTORY = 1_000
 """newest events of a shopper that are read; as many as an index keeps"""
+REFUSED = 0
+"""in place of an offset: the event is of before its shopper was forgotten"""
+EVERYBODY = "everybody"
+"""the mark of a bar against all that is older than it"""
+
+
+class Traces(NamedTuple):
+    """Sessions that are or were a user's, sorted, and when their newest event was; 0: none."""
+
+    sessions: list[str]
+    newest_us: int
 
 
 class EventStore(Protocol):
@@ -28,10 +39,11 @@ class EventStore(Protocol):
     Safe to use from several threads, and from several processes at a time. What cannot be reached raises Unavailable.
     """
 
-    def append(self, events: Sequence[Event]) -> list[int | None]:
+    def append(self, events: Sequence[Event], marks: Sequence[str | None] = ()) -> list[int | None]:
         """Offsets of the events, None of one whose event_id is known already.
 
         When it returns, all of them survive the loss of power, and every reader sees them, in `history` too.
+        marks: whose each is, in the words of `bar`; REFUSED is the offset of one that is barred, and is not kept.
         """
         ...
 
@@ -52,6 +64,29 @@ class EventStore(Protocol):
 
     def end(self) -> int:
         """The highest offset; 0 of an empty log."""
+        ...
+
+    # -- forgetting: in this order, and again from the beginning if anything ends it early ---------
+
+    def traces(self, user_id: str) -> Traces:
+        """What else than their id leads to a user."""
+        ...
+
+    def bar(self, until_us: Mapping[str, int]) -> None:
+        """From now on nothing of these marks is taken that happened at or before their moment. Durable; never less."""
+        ...
+
+    def barred(self, marks: Sequence[str]) -> int:
+        """The latest moment up to which one of the marks, or everybody, is barred; -1: none is."""
+        ...
+
+    def remove(self, shoppers: Sequence[str] | None, until_us: int) -> dict[str, int]:
+        """Take away what these shoppers (None: all) did at or before a moment, and whose sessions were a user's.
+
+        How many events and sessions it were. When it returns no file of the store has any of it, in no free page, log
+        or older copy. Offsets of the others stay, and none is given twice. Raises Unavailable if that is not
+        reached in time: then it must be called again, which is safe whatever ended the call before.
+        """
         ...
 
     def close(self) -> None: ...

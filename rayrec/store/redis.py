@@ -2,16 +2,18 @@
 
 Keys, all in one hash slot: `events` a stream of id offset-0, `last` the highest offset, `ids` event_id -> offset,
 `of:SHOPPER` the newest events by time, `sessions` session_id -> user_id, `firsts` the same as it was said first: whose
-the events of before became.
+the events of before became; `barred` mark -> the moment up to which nothing of it is taken. What takes events out is
+in redis_removal.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 
-from rayrec.store.base import HISTORY, Event, Numbered, told
+from rayrec.store.base import EVERYBODY, HISTORY, REFUSED, Event, Numbered, Traces, told
 from rayrec.store.redis_client import PREFIX, DurableRedis
+from rayrec.store.redis_removal import Removal
 
 _WHOSE = """
 local function whose(user, session)
@@ -22,15 +24,22 @@ local function whose(user, session)
   return 's:' .. session
 end
 """
-# a script is one step for every other client. ARGV: history, then event_id, user, session, ts_us, body of each event
+# a script is one step for every other client. ARGV: history, everybody's mark, then event_id, user, session, ts_us,
+# body and mark of each event
 _APPEND = (
     _WHOSE
     + """
 local last = tonumber(redis.call('GET', KEYS[5]) or '0')
 local out, grown = {}, {}
-for i = 2, #ARGV, 5 do
+local bars = redis.call('EXISTS', KEYS[7]) == 1
+local function barred(mark) return tonumber(redis.call('HGET', KEYS[7], mark) or '-1') end
+local everybody = bars and barred(ARGV[2])
+for i = 3, #ARGV, 6 do
   local offset = last + 1
-  if redis.call('HSETNX', KEYS[2], ARGV[i], offset) == 0 then
+  local ts, mark = tonumber(ARGV[i + 3]), ARGV[i + 5]
+  if bars and mark ~= '' and (ts <= everybody or ts <= barred(mark)) then
+    out[#out + 1] = -1
+  elseif redis.call('HSETNX', KEYS[2], ARGV[i], offset) == 0 then
     out[#out + 1] = 0
   else
     last = offset
@@ -75,6 +84,7 @@ return out
 """
 )
 _OFFSET_DIGITS = 16
+_UNASKED, _NOBODY = "", "nobody"  # in place of a mark: nothing is refused; only what everybody is refused
 
 
 class RedisStore:
@@ -82,18 +92,21 @@ class RedisStore:
 
     def __init__(self, url: str):
         self._redis = DurableRedis(url)
-        self._keys = [PREFIX + name for name in ("events", "ids", "sessions", "of:", "last", "firsts")]
+        self._keys = [PREFIX + name for name in ("events", "ids", "sessions", "of:", "last", "firsts", "barred")]
         client = self._redis.client
         self._append, self._identify, self._history = (
             client.register_script(text) for text in (_APPEND, _IDENTIFY, _HISTORY)
         )
+        self._removal = Removal(client, PREFIX)
 
-    def append(self, events: Sequence[Event]) -> list[int | None]:
-        arguments: list[Any] = [HISTORY]
-        for event in events:
+    def append(self, events: Sequence[Event], marks: Sequence[str | None] = ()) -> list[int | None]:
+        arguments: list[Any] = [HISTORY, EVERYBODY]
+        for event, mark in zip(events, marks or [_UNASKED] * len(events), strict=True):
             about = (event.get("user_id") or "", event.get("session_id") or "")
-            arguments += [event["event_id"], *about, event["ts_us"], orjson.dumps(event)]
-        return [offset or None for offset in self._redis.call(lambda: self._append(keys=self._keys, args=arguments))]
+            whose = _NOBODY if mark is None else mark
+            arguments += [event["event_id"], *about, event["ts_us"], orjson.dumps(event), whose]
+        offsets = self._redis.call(lambda: self._append(keys=self._keys, args=arguments))
+        return [REFUSED if offset < 0 else offset or None for offset in offsets]
 
     def history(self, user_id: str | None, session_id: str | None, limit: int = HISTORY) -> list[Numbered]:
         asked = [limit, user_id or "", session_id or ""]
@@ -117,6 +130,24 @@ class RedisStore:
 
     def end(self) -> int:
         return int(self._redis.call(lambda: self._redis.client.get(self._keys[4])) or 0)
+
+    # -- forgetting -------------------------------------------------------------------------------
+
+    def traces(self, user_id: str) -> Traces:
+        return self._redis.call(lambda: self._removal.traces(user_id))
+
+    def bar(self, until_us: Mapping[str, int]) -> None:
+        if until_us:
+            self._redis.call(lambda: self._removal.bar(until_us))
+
+    def barred(self, marks: Sequence[str]) -> int:
+        found: list[bytes | None] = self._redis.call(
+            lambda: self._redis.client.hmget(self._keys[6], [EVERYBODY, *marks])
+        )
+        return max(-1 if until_us is None else int(until_us) for until_us in found)
+
+    def remove(self, shoppers: Sequence[str] | None, until_us: int) -> dict[str, int]:
+        return self._redis.call(lambda: self._removal.remove(shoppers, until_us))
 
     def close(self) -> None:
         self._redis.client.close()

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from rayrec.errors import SchemaError, Unavailable
 
@@ -16,13 +17,18 @@ _CACHE_KIB = 64 << 10
 _LOG_PAGES = 8_000  # of 4 KiB: a page that many events touch is moved into the file once, not for each
 
 
+class _Connection(NamedTuple):
+    connection: sqlite3.Connection
+    in_use: threading.RLock
+
+
 class SqliteFile:
     """A connection per thread; a commit at a time. tables: statements that make what is not there yet."""
 
     def __init__(self, path: str | Path, tables: str):
         self._path = Path(path)
         self._own = threading.local()
-        self._open: list[sqlite3.Connection] = []
+        self._open: list[_Connection] = []
         self._lock = threading.Lock()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self.writing() as db:
@@ -30,15 +36,17 @@ class SqliteFile:
                 db.execute(statement)
 
     def close(self) -> None:
+        """Wait for what other threads do, then close their connections too."""
         with self._lock:
-            for connection in self._open:
-                connection.close()
+            for one in self._open:
+                with one.in_use:
+                    one.connection.close()
             self._open.clear()
-        self._own = threading.local()
+            self._own = threading.local()
 
-    def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._own, "connection", None)
-        if connection is None:
+    def _connection(self) -> "_Connection":
+        mine: _Connection | None = getattr(self._own, "connection", None)
+        if mine is None:
             # only this thread uses it; close() may come from another
             connection = sqlite3.connect(self._path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
             mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
@@ -48,16 +56,19 @@ class SqliteFile:
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
+            mine = _Connection(connection, threading.RLock())
             with self._lock:
-                self._open.append(connection)
-            self._own.connection = connection
-        return connection
+                self._open.append(mine)
+                self._own.connection = mine
+        return mine
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """This thread's connection. Raises Unavailable if the file cannot be had within some seconds."""
         try:
-            yield self._connection()
+            mine = self._connection()
+            with mine.in_use:
+                yield mine.connection
         except sqlite3.OperationalError as error:
             raise Unavailable(f"the store does not answer ({error}); try again") from error
 

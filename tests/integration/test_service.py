@@ -79,6 +79,32 @@ def test_a_click_is_minded_by_every_replica_at_once(service: Service):
     assert service.ask("POST", "/v1/events", {"events": [clicked]}).json["duplicates"] == 1
 
 
+def test_a_forgotten_shopper_is_a_stranger_to_every_replica_at_once(service: Service, shop: Workspace):
+    known = Engine.open(shop).scorer.behavior.histories.users.tolist()
+    shopper = next(user for user in known if user not in SHOPPERS)
+
+    def told(user: str | None) -> dict[str, list[str]]:
+        """replica -> what it recommends."""
+        found: dict[str, list[str]] = {}
+        while len(found) < 2:
+            answer = service.ask("POST", "/v1/recommend", {"user_id": user, "k": 10}).json
+            found[answer["versions"]["replica"]] = [hit["item_id"] for hit in answer["hits"]]
+        return found
+
+    clicked = {"event_id": "hers", "type": "click", "user_id": shopper, "item_id": "none", "ts_us": NOW_US}
+    assert service.ask("POST", "/v1/events", {"events": [clicked]}).json["accepted"] == 1
+    assert told(shopper) != told(None)
+
+    receipt = service.ask("DELETE", f"/v1/users/{shopper}").json
+
+    assert told(shopper) == told(None)
+    assert sum(place["removed"] for place in receipt["places"]) > 1
+    again = service.ask("POST", "/v1/events", {"events": [clicked]}).json
+    assert [one["code"] for one in again["rejected"]] == ["forgotten"]
+    shop.verify("indexes", str(shop.current().index))
+    assert not len(Engine.open(shop).scorer.behavior.history(shopper).rows)
+
+
 def test_events_are_fed_by_line_and_replayed_from_the_record(service: Service, tmp_path: Path):
     items = [hit["item_id"] for hit in service.search("chocolate")["hits"]]
     lines = [json.dumps({"type": "view", "user_id": "fed", "item_id": item}) for item in items[:3]]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from rayrec.cli import app
 from rayrec.cli.ask import parse_filters
 from rayrec.cli.service import serve_settings
 from rayrec.errors import SchemaError
+from rayrec.store import open_store
 from rayrec.workspace import Workspace
 
 COMMANDS = (
     "demo", "serve", "keys", "env", "embed", "index", "search", "recommend", "similar", "evaluate", "versions",
-    "promote", "rollback", "doctor", "fit", "train",
+    "promote", "rollback", "doctor", "fit", "train", "forget", "retain",
 )  # fmt: skip
 
 
@@ -204,3 +206,26 @@ def test_search_hands_a_photo_to_the_engine(monkeypatch: pytest.MonkeyPatch, tmp
     missing = run("search", "--image", str(tmp_path / "nowhere.jpg"))
     assert missing.exit_code == 2
     assert "does not exist" in missing.output
+
+
+def test_shoppers_are_forgotten_by_ids_from_stdin_and_old_events_by_days(tmp_path: Path) -> None:
+    ws = Workspace.open(tmp_path / "ws")
+    store = open_store(f"sqlite:///{ws.path('store', 'live.db')}")
+    now_us = time.time_ns() // 1000
+    for user, ts_us in (("ann", now_us), ("bob", now_us), ("cat", now_us), ("dan", now_us - 9 * 86_400_000_000)):
+        store.append([{"event_id": user, "type": "view", "user_id": user, "item_id": "a", "ts_us": ts_us}])
+
+    def left() -> list[str]:
+        return [event["event_id"] for _, event in store.read(0, 10)]
+
+    told = CliRunner().invoke(app, ["forget", "-", "-w", ws.uri, "--json"], input="ann\nbob\n")
+    assert told.exit_code == 0, told.output
+    receipts = [json.loads(line) for line in told.stdout.splitlines()]
+    assert [receipt["places"][0] for receipt in receipts] == [{"place": "sqlite.events", "removed": 1}] * 2
+    assert "ann" not in told.output
+    assert left() == ["cat", "dan"]
+    assert run("retain", "-w", ws.uri, "--days", "7").exit_code == 0
+    assert left() == ["cat"]
+    assert run("forget", "cat", "-w", ws.uri, "--store", f"sqlite:///{tmp_path}/other.db").exit_code == 0
+    assert left() == []
+    store.close()

@@ -258,3 +258,14 @@ def test_a_query_that_is_no_text_is_refused(tmp_path):
     with pytest.raises(InvalidRequest, match="Unicode") as refused:
         engine.search("caf\udcff")
     assert refused.value.field == "query"
+
+
+def test_what_was_asked_is_not_in_the_log_of_a_failure(tmp_path, items, caplog):
+    class Talkative(BrokenEncoder):
+        def encode(self, texts, role="passage"):
+            raise RuntimeError(f"cannot encode {texts}")
+
+    engine = build_engine(tmp_path, items, encoder=Talkative())
+    assert engine.search("secret words").coverage.dense == "failed"
+    assert "RuntimeError" in caplog.text
+    assert "secret" not in caplog.text

@@ -115,11 +115,13 @@ def test_a_filter_restricts_a_shoppers_ranking_and_changes_nothing_else(plain: E
     assert 0 < len(kept.hits) < len(whole.hits)
 
 
-def test_a_taste_that_cannot_be_weighed_is_left_out_and_said(plain: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_taste_that_cannot_be_weighed_is_left_out_and_said(
+    plain: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     engine = with_signals(plain, LIKES)
 
     def broken(*_: object) -> None:
-        raise RuntimeError("out of memory")
+        raise RuntimeError("no room for " + "-".join(("secret", "user")))
 
     monkeypatch.setattr(signals, "of_shopper", broken)
     answer = engine.search("frozen pizza", user_id="ann")
@@ -128,6 +130,8 @@ def test_a_taste_that_cannot_be_weighed_is_left_out_and_said(plain: Engine, monk
     assert answer.coverage.rerank == "failed"
     assert answer.coverage.degraded
     assert answer.coverage.why == "not ranked for the shopper (RuntimeError)"
+    assert "RuntimeError" in caplog.text
+    assert "secret-user" not in caplog.text
 
 
 def test_a_trained_model_counts_where_it_has_weight(plain: Engine) -> None:

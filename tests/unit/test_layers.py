@@ -12,9 +12,19 @@ ROOT = Path(__file__).parents[2]
 # Every room (module or package) of rayrec, and jobs/, by layer. A new one fails here until it has a place.
 LAYERS = {
     "contracts": {"schema", "config", "errors"},
-    "storage": {"files", "workspace", "embedding_store", "store"},
+    "storage": {"files", "workspace", "embedding_store", "store", "barring"},
     "domain": {"data", "encoders", "fitting", "retrieval", "ranking", "models", "evaluation"},
-    "engine": {"engine", "scorer", "request", "answer", "photo", "encoder_exports", "item_vectors"},
+    "engine": {
+        "engine",
+        "scorer",
+        "request",
+        "answer",
+        "photo",
+        "encoder_exports",
+        "item_vectors",
+        "rewriting",
+        "forgetting",
+    },
     "pipelines": {"pipelines"},
     "serving": {"serving"},
     "entry": {"__init__", "cli", "demo", "console", "doctor", "feeding", "jobs"},
@@ -109,3 +119,12 @@ def test_importing_does_not_load_what_it_does_not_need(module: str, without: set
     code = f"import sys, {module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert set(done.stdout.split()) & without == set()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_log_has_the_message_of_an_exception_that_nobody_expects(path: Path) -> None:
+    """It may hold an id, a query or a key; `errors.described` tells the kind and the place."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    assert [c.lineno for c in calls if isinstance(c.func, ast.Attribute) and c.func.attr == "exception"
+            and ast.unparse(c.func.value) == "log"] == []  # fmt: skip
+    assert [call.lineno for call in calls for word in call.keywords if word.arg == "exc_info"] == []

@@ -254,3 +254,57 @@ def test_promoting_what_answers_already_leaves_rollback_its_meaning(ws: Workspac
     for version in (first, second, second):
         ws.promote(index=version)
     assert ws.rollback().index == first
+
+
+# -- replacing what must not be known -------------------------------------------------------------
+
+
+def two_files(ws: Workspace) -> str:
+    with ws.stage("events") as staged:
+        staged.write_bytes("a", b"old a")
+        staged.write_bytes("b", b"old b")
+        return staged.publish({"counts": {"events": 2}})
+
+
+@pytest.mark.parametrize("writes", range(5))
+def test_a_replacement_that_is_killed_leaves_a_whole_version_and_is_ended_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    ws = Workspace.open(tmp_path)
+    version = two_files(ws)
+    new, write, left = {"a": b"a", "b": b"b"}, Workspace.write_bytes, [writes]
+
+    def killed(self: Workspace, *args: Any) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        write(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Workspace, "write_bytes", killed)
+        if writes < 4:
+            with pytest.raises(KeyboardInterrupt):
+                ws.replace("events", version, new, counts={"events": 1})
+        else:
+            ws.replace("events", version, new, counts={"events": 1})
+    ws.verify("events", version)
+
+    ws.replace("events", version, {}) if writes == 3 else ws.replace("events", version, new, counts={"events": 1})
+    manifest = ws.verify("events", version)
+    assert (ws.read_bytes("events", version, "a"), ws.read_bytes("events", version, "b")) == (b"a", b"b")
+    assert manifest["counts"] == {"events": 1}
+    assert not any("was" in entry for entry in manifest["files"].values())
+    ws.write_bytes(b"old a", "events", version, "a")
+    with pytest.raises(IncompatibleArtifact, match="a: 5 bytes, manifest says 1"):
+        ws.verify("events", version)
+
+
+def test_a_verification_that_meets_a_replacement_looks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ws = Workspace.open(tmp_path)
+    version = two_files(ws)
+    before = ws.manifest("events", version)
+    ws.replace("events", version, {"a": b"a"})
+    read = iter([before])
+    manifest = Workspace.manifest
+    monkeypatch.setattr(Workspace, "manifest", lambda self, *of: next(read, None) or manifest(self, *of))
+    assert ws.verify("events", version) == manifest(ws, "events", version)

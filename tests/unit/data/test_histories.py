@@ -6,6 +6,7 @@ import pytest
 
 from rayrec.data.histories import DAY_US, SEARCH, Histories, leave_one_out, next_baskets
 from rayrec.schema import EVENTS
+from tests.fakes import make_events
 
 IDS = pa.array(["a", "b", "c", "d"])
 
@@ -156,3 +157,38 @@ def test_the_last_events_and_a_sample(n):
     some = test.sample(n, seed=0)
     assert len(some) == min(n, 50)
     np.testing.assert_array_equal(some.wanted, np.full(len(some), 2))
+
+
+def test_without_some_events_every_place_stays_and_each_file_means_the_same_beside_the_others() -> None:
+    table = make_events(
+        [
+            {"user_id": "ann", "type": "search", "query": "hers", "ts_us": 1},
+            {"user_id": "bob", "item_id": "a", "ts_us": 2},
+            {"user_id": "bob", "type": "search", "query": "his", "ts_us": 3},
+            {"user_id": "cat", "type": "search", "query": "shared", "ts_us": 4},
+            {"user_id": "dan", "type": "search", "query": "shared", "ts_us": 5},
+        ]
+    )
+    before = Histories.of(table, pa.array(["a"]))
+    h = np.repeat(before.users, before.lengths)
+
+    after = before.without(np.isin(h.astype(str), ["ann", "cat"]))
+
+    assert after.users.tolist() == ["", "bob", "bob", "dan"]
+    assert list(after.texts) == ["", "his", "shared"]
+    assert [len(after.of_user(one).rows) for one in ("ann", "bob", "cat", "dan")] == [0, 2, 0, 1]
+    assert after.of_user("bob").rows.tolist() == before.of_user("bob").rows.tolist()
+    old, new = before.files(), after.files()
+    assert next(iter(new)) == "histories.npz"
+    for done in range(len(new) + 1):  # as many of them as were replaced
+        mixed = Histories.of_files(lambda name, done=done: (new if name in list(new)[:done] else old)[name])
+        assert mixed.of_user("bob").rows.tolist() == before.of_user("bob").rows.tolist()
+        again = mixed.without(np.isin(np.repeat(mixed.users, mixed.lengths).astype(str), ["ann", "cat"]))
+        assert again.files() == new or done == 0
+        assert (again.users.tolist(), list(again.texts)) == (after.users.tolist(), list(after.texts))
+
+
+def test_after_a_moment() -> None:
+    table = make_events([{"user_id": "ann", "item_id": "a", "ts_us": ts} for ts in (1, 2, 3)])
+    history = Histories.of(table, pa.array(["a"])).of_user("ann")
+    assert [history.after(ts).ts_us.tolist() for ts in (-1, 0, 2, 3)] == [[1, 2, 3], [1, 2, 3], [3], []]

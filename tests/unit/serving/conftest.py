@@ -4,13 +4,16 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rayrec import encoder_exports
+from rayrec.barring import Bars
 from rayrec.config import ServeConfig
+from rayrec.forgetting import forget
 from rayrec.serving.auth import Keys
 from rayrec.serving.backends import FusedBackend
 from rayrec.serving.catalog import Catalog
@@ -169,6 +172,7 @@ class App:
 def make_app(ws: Workspace) -> Iterator[Callable[..., App]]:
     """Each app made is a replica of its own over one workspace, and so over one store."""
     stores: list[EventStore | CatalogLog] = []
+    tails: list[Tail] = []
 
     def make(backend: Any = None, of: Workspace = ws, **settings: Any) -> App:
         config = ServeConfig(workspace=of.uri, poll_s=0.05, **settings)
@@ -178,10 +182,14 @@ def make_app(ws: Workspace) -> Iterator[Callable[..., App]]:
         url = store_url(config, of, nodes=1)
         assert url is not None
         stores.append(opened := open_store(url))
-        events = Events(config, opened, telemetry)
+        bars = Bars(of)
+        bars.create_secret()
+        events = Events(config, opened, telemetry, bars)
         stores.append(log := open_catalog_log(url))
         behind = backend or FusedBackend(config, telemetry, log)
-        gateway = Gateway(config, behind, telemetry, "r1", events, Catalog(config, log, behind, telemetry))
+        catalog = Catalog(config, log, behind, telemetry)
+        tails.extend([behind.tail] if getattr(behind, "tail", None) else [])
+        gateway = Gateway(config, behind, telemetry, "r1", events, catalog, bars, partial(forget, of, url))
 
         async def metrics() -> str:
             return exposition(telemetry.snapshot())
@@ -189,6 +197,8 @@ def make_app(ws: Workspace) -> Iterator[Callable[..., App]]:
         return App(create_app(gateway, keys, metrics), gateway, keys, secrets)
 
     yield make
+    for tail in tails:
+        tail.close()
     for store in stores:
         store.close()
 

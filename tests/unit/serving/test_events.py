@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from rayrec.barring import Bars
 from rayrec.config import ServeConfig
 from rayrec.errors import NotFound, SchemaError, Unavailable
 from rayrec.serving.events import Events, of_store, store_url
@@ -177,7 +178,7 @@ def test_late_events_find_their_place_and_the_future_is_refused(app):
     async def recent():
         return await app.gateway.events.recent("ann", None)
 
-    found = asyncio.run(recent())
+    found, _ = asyncio.run(recent())
     assert [one.item_id for one in found] == ["i0003", "i0010", "i0020"]
     assert found[-1].ts_us <= now_us()
 
@@ -273,15 +274,15 @@ def test_requests_at_once_are_made_durable_together(ws):
     appended = []
     append = store.append
 
-    def slow(events):
+    def slow(events, marks):
         appended.append(len(events))
         time.sleep(0.05)
-        return append(events)
+        return append(events, marks)
 
     store.append = slow
 
     async def main():
-        events = Events(ServeConfig(workspace=ws.uri), store, Telemetry())
+        events = Events(ServeConfig(workspace=ws.uri), store, Telemetry(), Bars(ws))
         return await asyncio.gather(*(events.take([click(f"e{i}"), click(f"f{i}"), {}]) for i in range(40)))
 
     answers = asyncio.run(main())
@@ -294,7 +295,7 @@ def test_requests_at_once_are_made_durable_together(ws):
 
 
 def test_nothing_that_a_shopper_did_is_logged(app, caplog, monkeypatch):
-    monkeypatch.setattr(app.gateway.events._store, "append", lambda events: 1 / 0)
+    monkeypatch.setattr(app.gateway.events._store, "append", lambda *_: 1 / 0)
     with caplog.at_level(logging.DEBUG):
         answer = send(app, click("secret-event", "secret-item", "secret-user"), {"type": "secret-type"})
     assert answer.status == 500

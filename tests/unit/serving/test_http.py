@@ -239,7 +239,7 @@ def test_documentation_asks_nobody_outside(app):
     described = app.call("GET", "/openapi.json", scope=None).json
     assert {path for path in described["paths"] if path.startswith("/v1")} == {
         "/v1/search", "/v1/suggest", "/v1/items/{item_id}", "/v1/items/{item_id}/similar", "/v1/recommend", "/v1/page",
-        "/v1/events", "/v1/identify", "/v1/items",
+        "/v1/events", "/v1/identify", "/v1/items", "/v1/users/{user_id}",
     }  # fmt: skip
 
 
