@@ -31,7 +31,8 @@ from rayrec.retrieval.base import Candidates, Probe, Update
 from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.retrieval.completions import Completion
 from rayrec.retrieval.shards import Shards
-from rayrec.scorer import Near, Scored, Scorer, TrainedModel
+from rayrec.scorer import Near, Scored, Scorer
+from rayrec.trained import TrainedModel
 from rayrec.workspace import Workspace
 
 log = logging.getLogger(__name__)

@@ -6,9 +6,10 @@ anew.
 """
 
 import asyncio
+import contextlib
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -66,7 +67,7 @@ class Catalog:
             except ValidationError as error:
                 rejected.append({"index": index, "code": "invalid_item", "message": first_fault(error)})
         self._telemetry.changes.labels("rejected").inc(len(rejected))
-        with _Room(self, len(good)):
+        with self._room(len(good)):
             version = (await self._backend.versions(None))[0]
             known = await self._backend.contents(version, [item["item_id"] for item in good]) if good else {}
             contents = [content_hash(item_text(_full(item))).hex() for item in good]
@@ -81,7 +82,7 @@ class Catalog:
 
         Raises NotFound, Overloaded, Unavailable if others changed the item all the time.
         """
-        with _Room(self, 1):
+        with self._room(1):
             deadline = time.monotonic() + _FASTER_S
             while time.monotonic() < deadline:
                 seen = await self._in_thread(self._log.newest)
@@ -99,7 +100,7 @@ class Catalog:
 
     async def delete(self, item_id: str) -> dict[str, Any]:
         """Delete, also what nobody knows: an older file that brings it does not bring it back. Raises Unavailable."""
-        with _Room(self, 1):
+        with self._room(1):
             return self._told(await self._commit(([Wanted(item_id, None, None, self._now_us())], {})), [])
 
     async def _embed(self, contents: Mapping[str, str]) -> dict[str, bytes]:
@@ -118,6 +119,21 @@ class Catalog:
             made.update(zip(part, vectors, strict=True))
         return {**there, **packed(space, made)}
 
+    @contextlib.contextmanager
+    def _room(self, wanted: int) -> Iterator[None]:
+        """For changes that are not durable yet. Raises TooLarge, Overloaded."""
+        most = self._config.max_pending_items
+        if wanted > most:
+            raise TooLarge(f"items: {wanted}, at most {most} are taken at a time")
+        if self._waiting + wanted > most:
+            self._telemetry.degraded.labels("catalog", "refused").inc()
+            raise Overloaded("more changes than can be made durable in time; send them again")
+        self._waiting += wanted
+        try:
+            yield
+        finally:
+            self._waiting -= wanted
+
     def _told(self, offsets: Sequence[int | None], rejected: list[dict[str, Any]]) -> dict[str, Any]:
         taken = [offset for offset in offsets if offset is not None]
         self._telemetry.changes.labels("accepted").inc(len(taken))
@@ -128,25 +144,6 @@ class Catalog:
 
     def _now_us(self) -> int:
         return int(self._clock() * 1e6)
-
-
-class _Room:
-    """For changes that are not durable yet, while the block runs. Raises TooLarge, Overloaded."""
-
-    def __init__(self, catalog: Catalog, wanted: int):
-        self._catalog, self._wanted = catalog, wanted
-        most = catalog._config.max_pending_items
-        if wanted > most:
-            raise TooLarge(f"items: {wanted}, at most {most} are taken at a time")
-        if catalog._waiting + wanted > most:
-            catalog._telemetry.degraded.labels("catalog", "refused").inc()
-            raise Overloaded("more changes than can be made durable in time; send them again")
-
-    def __enter__(self) -> None:
-        self._catalog._waiting += self._wanted
-
-    def __exit__(self, *exc: object) -> None:
-        self._catalog._waiting -= self._wanted
 
 
 def _given(item: BaseModel) -> dict[str, Any]:

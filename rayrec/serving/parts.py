@@ -23,11 +23,12 @@ from rayrec.request import SearchRequest
 from rayrec.retrieval.base import Found, Hits, Probe, Update
 from rayrec.retrieval.live import LiveCatalog, Pictures
 from rayrec.retrieval.shards import Shard, Shards, load_columns
-from rayrec.scorer import Scorer, TrainedModel
+from rayrec.scorer import Scorer
 from rayrec.serving.tail import Between, Following, Tail, alone
 from rayrec.serving.telemetry import Telemetry
 from rayrec.serving.versions import Live, Pair, T
 from rayrec.store import CatalogLog
+from rayrec.trained import TrainedModel
 from rayrec.workspace import Workspace
 
 _WARM_UP = "warm up"
