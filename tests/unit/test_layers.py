@@ -22,6 +22,7 @@ LAYERS = {
         "photo",
         "encoder_exports",
         "item_vectors",
+        "trained",
         "rewriting",
         "forgetting",
     },
