@@ -100,6 +100,12 @@ class Workspace(Files):
             raise IncompatibleArtifact(f"{name}: made for {manifest.get('kind')}/{manifest.get('version')}; misplaced")
         return manifest
 
+    def remove(self, kind: str, version: str) -> None:
+        """Take a version away; its manifest first, so that what is left of one that was half removed counts for nothing."""
+        if self.exists(kind, version, "manifest.json"):
+            self.fs.delete_file(self.path(kind, version, "manifest.json"))
+        self.fs.delete_dir(self.path(kind, version))
+
     def stage(self, kind: str, *, name: str | None = None, now_s: float | None = None) -> "Staged":
         """Start a version, named by the time (UTC) or by `name`. It does not count until `Staged.publish`."""
         if kind not in KINDS:
@@ -248,7 +254,7 @@ class Workspace(Files):
             history = now.history
             if now.index is not None and pair != {"index": now.index, "model": now.model}:
                 history = [*history, {"index": now.index, "model": now.model}][-HISTORY:]
-            return self._move(Pointer(now.generation + 1, pair["index"], pair["model"], history))
+            return self.write_pointer(Pointer(now.generation + 1, pair["index"], pair["model"], history))
 
     def rollback(self) -> Pointer:
         """Promote the pair that answered before this one; again, the one before that."""
@@ -261,7 +267,9 @@ class Workspace(Files):
             if previous["model"] is not None:
                 self.verify("models", previous["model"])
             self._check_pair(previous["index"], previous["model"])
-            return self._move(Pointer(now.generation + 1, previous["index"], previous["model"], now.history[:-1]))
+            return self.write_pointer(
+                Pointer(now.generation + 1, previous["index"], previous["model"], now.history[:-1])
+            )
 
     def _check_pair(self, index: str | None, model: str | None) -> None:
         if model is None:
@@ -275,7 +283,8 @@ class Workspace(Files):
                 f"models/{model} was made for embedding space {found}, indexes/{index} holds {wanted}"
             )
 
-    def _move(self, pointer: Pointer) -> Pointer:
+    def write_pointer(self, pointer: Pointer) -> Pointer:
+        """Under the lock of current.json."""
         self.write_bytes(json.dumps(asdict(pointer), indent=1).encode(), "current.json")
         return pointer
 

@@ -140,6 +140,23 @@ def rollback(workspace: WorkspaceOption, as_json: JsonOption = False) -> None:
 
 
 @command()
+def prune(
+    workspace: WorkspaceOption,
+    keep: Annotated[int, typer.Option(min=1, help="Newest index versions that stay, beside the one that answers.")] = 5,
+    store: Annotated[str | None, typer.Option(help="Of the service's changes, if not in the workspace.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take old versions away, and of the log of changes what all that are kept contain."""
+    from rayrec.pruning import prune as run
+    from rayrec.store import file_in
+    from rayrec.workspace import Workspace
+
+    ws = Workspace.open(workspace, create=False)
+    own = file_in(ws.root) if ws.is_local and ws.exists("store", "live.db") else None
+    print_values(run(ws, keep, store or own).to_dict(), as_json)
+
+
+@command()
 def doctor(
     workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Check this workspace too.")] = None,
     as_json: JsonOption = False,

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 # Every room (module or package) of rayrec, and jobs/, by layer. A new one fails here until it has a place.
 LAYERS = {
     "contracts": {"schema", "config", "errors"},
-    "storage": {"files", "workspace", "embedding_store", "store", "barring"},
+    "storage": {"files", "workspace", "embedding_store", "store", "pruning", "barring"},
     "domain": {"data", "encoders", "fitting", "retrieval", "ranking", "models", "evaluation"},
     "engine": {
         "engine",
