@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,7 @@ def split(config: TrainConfig, histories: Histories) -> tuple[Histories, Cases, 
 
 def short(cases: Cases) -> Cases:
     """With as much of each history as the service keeps."""
-    return Cases(cases.histories.last(HISTORY), cases.wanted_start, cases.wanted)
+    return replace(cases, histories=cases.histories.last(HISTORY))
 
 
 def choose_weight(shop: Shop, config: TrainConfig, behavior: BehaviorIndex, valid: Cases, score: Score) -> float:
