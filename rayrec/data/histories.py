@@ -45,6 +45,13 @@ class Histories:
     def lengths(self) -> np.ndarray:
         return np.diff(self.start)
 
+    @property
+    def sources(self) -> np.ndarray:
+        """`places` of histories that must have them."""
+        if self.places is None:
+            raise ValueError("these histories were not made of a table of events")
+        return self.places
+
     @classmethod
     def of(
         cls, events: pa.Table, item_ids: pa.Array, *, kinds: Sequence[str] = EVENT_TYPES, sessions: bool = False

@@ -61,7 +61,7 @@ class RecommenderTask:
         self._taught = taught
         counting = (self._windows.rows >= 0) & (self._weights[self._windows.kinds] > 0)
         if taught is not None:
-            counting &= taught[self._windows.places]
+            counting &= taught[self._windows.sources]
         h = np.repeat(np.arange(len(self._windows)), self._windows.lengths)
         counting[self._windows.start[:-1]] = False  # nothing foresees the first
         useful = np.unique(h[counting])
@@ -119,7 +119,7 @@ class RecommenderTask:
         length = self._config.model.length
         cut = self._windows.take(chosen)
         whole = collate(cut, length + 1)
-        counts = None if self._taught is None else side_by_side(cut, self._taught[cut.places], length + 1)
+        counts = None if self._taught is None else side_by_side(cut, self._taught[cut.sources], length + 1)
         target, weight = self._wanted(step, whole, counts)
         rows, negatives, log_q = self._compared(step, target[weight > 0], whole.rows)
         place_of = np.full(len(self._share), -1)

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rayrec import encoder_exports
 from rayrec.config import TrainConfig
+from rayrec.data.held_out import HeldOut, cases_of
 from rayrec.data.histories import Cases, Histories, leave_one_out, next_baskets
 from rayrec.embedding_store import EmbeddingStore
 from rayrec.encoders.base import EncoderId
@@ -27,6 +29,7 @@ from rayrec.retrieval.behavior import HISTORY, BehaviorIndex
 from rayrec.schema import CONTENT_HASH
 from rayrec.workspace import Workspace
 
+HELD_OUT = "held_out.parquet"  # beside a model
 LEAST_CASES = 20
 HALF_LIFE_DAYS = 90.0
 _NEXT = (0.9, 0.95)
@@ -98,6 +101,45 @@ def split(config: TrainConfig, histories: Histories) -> tuple[Histories, Cases, 
     return learned, valid, test
 
 
+def read_held_out(ws: Workspace, model: str) -> pa.Table:
+    """What a trained model never learned to foresee, as data/held_out.py saves it.
+
+    Models of before this was kept: what their split leaves out of their events, which say all of it. Raises NotFound.
+    """
+    manifest = ws.manifest("models", model)
+    if HELD_OUT in manifest["files"]:
+        return ws.read_parquet("models", model, HELD_OUT)
+    events = read_events(ws, manifest["events"])
+    histories = Histories.of(events, item_ids(ws, manifest["catalog"]), sessions=True)
+    parts = split(TrainConfig.model_validate(manifest["config"]), histories)
+    return HeldOut.of_split(events.num_rows, histories, *parts).table(event_ids(events))
+
+
+def unseen(ws: Workspace, model: str | None, events: pa.Table, test: Cases) -> Cases:
+    """Those cases that ask for nothing which a model learned to foresee.
+
+    An updated model learned the last events of most shoppers, which a split leaves out for others. Where too few cases
+    remain it is all of them, to the advantage of that model.
+    """
+    manifest = {} if model is None else ws.manifest("models", model)
+    if model is None or "update" not in manifest:
+        return test
+    ids = event_ids(events)
+    learned = pc.is_in(ids, ws.read_parquet("events", manifest["events"], columns=["event_id"]).column("event_id"))
+    taught = learned.to_numpy(zero_copy_only=False) & ~HeldOut.read(read_held_out(ws, model), ids).held
+    of_case = np.repeat(np.arange(len(test)), np.diff(test.wanted_start))
+    left = np.setdiff1d(np.arange(len(test)), of_case[taught[test.places]])
+    return test.take(left) if len(left) >= LEAST_CASES else test
+
+
+def item_ids(ws: Workspace, catalog: str) -> pa.Array:
+    return ws.read_parquet("catalog", catalog, columns=["item_id"]).column("item_id").combine_chunks()
+
+
+def event_ids(events: pa.Table) -> pa.Array:
+    return events.column("event_id").combine_chunks()
+
+
 def short(cases: Cases) -> Cases:
     """With as much of each history as the service keeps."""
     return replace(cases, histories=cases.histories.last(HISTORY))
@@ -163,8 +205,8 @@ def own_counts(histories: Histories, n: int) -> np.ndarray:
 def evaluate_recommendations(ws: Workspace, config: TrainConfig) -> tuple[str, dict[str, Any]]:
     """Judge what answers now on events that were held out of it; (directory of report.json and report.html, report).
 
-    With a trained model, its own split, catalog and events; without, the newest ones and the config's split. Raises
-    NotFound without events.
+    With a trained model, its own held-out events, catalog and events; without, the newest ones and the config's split.
+    Raises NotFound without events.
     """
     pointer = ws.current()
     present = pointer.model
@@ -177,9 +219,13 @@ def evaluate_recommendations(ws: Workspace, config: TrainConfig) -> tuple[str, d
         catalog, events = newest_catalog(ws), newest_events(ws)
         items_by, _ = encoder_exports.resolve(ws, config.encoder)
         embeddings, images = find_embeddings(encoder_exports.encoder_id(items_by).space, ws, catalog), None
-    ids = ws.read_parquet("catalog", catalog, columns=["item_id"]).column("item_id").combine_chunks()
-    histories = Histories.of(read_events(ws, events), ids, sessions=True)
-    learned, _, test = split(config, histories)
+    table = read_events(ws, events)
+    histories = Histories.of(table, item_ids(ws, catalog), sessions=True)
+    if manifest is not None and HELD_OUT in manifest["files"]:
+        held = HeldOut.read(ws.read_parquet("models", str(present), HELD_OUT), event_ids(table))
+        learned, test = histories.where(~held.held[histories.sources]), cases_of(histories, held.test)
+    else:
+        learned, _, test = split(config, histories)
     shop = Shop.read(ws, catalog, embeddings, images, histories)
     judged = compare(ws, shop, config, present, learned, shop.counted(learned), test, {})
     report = document(judged, config.metric)
