@@ -35,11 +35,11 @@ DAY_US = 86_400_000_000
 OLD, ITEMS, SHOPPERS = 40, 60, 300
 
 
-def acts(first_item: int, items: int, day: int, seed: int) -> list[dict[str, Any]]:
-    """After each of some items shoppers buy the next, around: a few days of every shopper."""
-    rng = np.random.default_rng(seed)
+def acts(first_item: int, items: int, day: int, first_shopper: int) -> list[dict[str, Any]]:
+    """After each of some items shoppers buy the next, around: a few days of each shopper."""
+    rng = np.random.default_rng(day)
     found = []
-    for shopper in range(SHOPPERS):
+    for shopper in range(first_shopper, first_shopper + SHOPPERS):
         begin = int(rng.integers(items))
         for place in range(int(rng.integers(4, 9))):
             found.append(
@@ -59,7 +59,7 @@ def ws(cluster: str, model: str, tmp_path: Path) -> Workspace:
     """A shop of 60 items, of which shoppers touched the first 40."""
     titles = [f"i{n:03d},thing {n},b{n % 4},{100 + n}" for n in range(ITEMS)]
     (tmp_path / "items.csv").write_text("\n".join(["item_id,title,brand,price_cents", *titles]))
-    rows = [",".join(str(value) for value in act.values()) for act in acts(0, OLD, 0, seed=0)]
+    rows = [",".join(str(value) for value in act.values()) for act in acts(0, OLD, day=0, first_shopper=0)]
     (tmp_path / "events.csv").write_text("\n".join(["event_id,user_id,type,item_id,ts_us", *rows]))
     ws = Workspace.open(tmp_path / "ws")
     embed(EmbedConfig(source=SourceConfig(path=str(tmp_path / "items.csv")), encoder=encoder_of(model)), ws)
@@ -82,12 +82,12 @@ def test_new_events_are_learned_once_through_a_kill_and_nothing_is_forgotten(ws:
     trained = train(train_config(model), ws)
     assert trained.promoted
     assert ws.manifest("models", trained.model)["events_offset"] == 0
-    config = UpdateConfig(epochs=8, learning_rate=1e-2, patience=99, max_forgetting=0.05)
+    config = UpdateConfig(epochs=8, learning_rate=5e-3, patience=99)
     assert update(config, ws).reason == "no new events since the model that answers"
 
     store = open_store(file_in(ws.root))
     late = {"event_id": "late", "user_id": "stranger", "type": "purchase", "item_id": "i001", "ts_us": 5}
-    store.append([*acts(OLD, ITEMS - OLD, 20, seed=1), late])
+    store.append([*acts(OLD, ITEMS - OLD, day=20, first_shopper=SHOPPERS), late])
     end = store.end()
     few = update(config.model_copy(update={"least": 10_000}), ws)
     assert (few.promoted, few.model, few.new_events) == (False, None, end)
@@ -117,7 +117,7 @@ def test_new_events_are_learned_once_through_a_kill_and_nothing_is_forgotten(ws:
     assert done.figures["new"]["after"] > done.figures["new"]["before"] + 0.3
     lost = done.verdict["forgetting"]["lost"]
     assert lost == pytest.approx(1 - done.figures["old"]["after"] / done.figures["old"]["before"], abs=1e-3)
-    assert lost <= 0.05
+    assert lost <= 0.02
     assert {"new events", "old events"} <= set(manifest["report"]["models"]["updated model"])
     assert "Gate: promoted" in ws.read_bytes("models", str(done.model), "report.html").decode()
     held = set(read_held_out(ws, str(done.model)).column("event_id").to_pylist())
@@ -125,8 +125,7 @@ def test_new_events_are_learned_once_through_a_kill_and_nothing_is_forgotten(ws:
     known = read_events(ws, newest_events(ws)).column("event_id").to_pylist()
     assert held < set(known)
 
-    asked = Engine.open(ws).recommend(recent_item_ids=["i045"], k=3)
-    assert asked.hits[0].item_id == "i046"  # of items that the first model knew nothing of
+    assert Engine.open(ws).recommend(user_id="u000", k=3).versions["model"] == done.model
     _, report = evaluate_recommendations(ws, TrainConfig())
     judged = report["models"]["present model"]["all"]
     assert judged["cases"] == sum(
