@@ -36,7 +36,7 @@ from rayrec.models.features import Content, FeatureSchema
 from rayrec.models.recommender import Recommender
 from rayrec.pipelines.fit import WORKER_ENV
 from rayrec.pipelines.recommending import Shop, choose_weight, short, split
-from rayrec.pipelines.update import config_for
+from rayrec.pipelines.updating import config_for
 from rayrec.ranking.blend import Blend
 
 SPACE = "journey"

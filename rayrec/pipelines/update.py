@@ -5,42 +5,24 @@ old ones, on Ray Train as `train` does, and is judged beside what it was on two 
 must gain, and the events that were held out before, of which it may lose little.
 """
 
-import tempfile
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import ray.train
 
-from rayrec.config import TrainConfig, UpdateConfig
-from rayrec.data.held_out import HeldOut
-from rayrec.data.histories import Histories
+from rayrec.config import UpdateConfig
 from rayrec.errors import NotFound, SchemaError
-from rayrec.evaluation.protocol import Judged, Score
-from rayrec.evaluation.report import document_of, gate_update
-from rayrec.models import bundle
-from rayrec.models.features import FeatureSchema
 from rayrec.pipelines.event_log import export_events, newest_events
-from rayrec.pipelines.fit import Progress, newest_catalog, run, train_here
+from rayrec.pipelines.fit import Progress, newest_catalog, run
 from rayrec.pipelines.index import find_embeddings
-from rayrec.pipelines.recommending import (
-    LEAST_CASES,
-    Shop,
-    choose_weight,
-    compare,
-    event_ids,
-    item_ids,
-    read_held_out,
-)
-from rayrec.pipelines.tracking import tracked
-from rayrec.pipelines.train import Made, datasets_of, gathered, publish
+from rayrec.pipelines.train import datasets_of
+from rayrec.pipelines.updating import made_of, worker
 from rayrec.workspace import Workspace
 
-UPDATED, PRESENT = "updated model", "present model"
-_SLOWER = 0.25  # of the rate a model was trained with, if none is given
+_KILLED = ("runs", "update.json")
 
 
 @dataclass(frozen=True)
@@ -76,8 +58,7 @@ def update(
     """
     present = ws.current().model
     before = trained_manifest(ws, present)
-    export_events(ws, config.store)
-    events = newest_events(ws)
+    events = _events(config, ws, str(present))
     new = count_new(ws, before["events"], events)
     offset = ws.manifest("events", events).get("log_offset", 0)
     if (waiting := _waiting(config, ws, str(present), events, new)) is not None:
@@ -91,7 +72,8 @@ def update(
         "present": present,
         "trained": before["config"],
     }
-    told = run("update", _worker, config, arguments, ws, address, on_progress, lambda: datasets_of(ws, events))
+    with _remembered(config, ws, str(present), events):
+        told = run("update", worker, config, arguments, ws, address, on_progress, lambda: datasets_of(ws, events))
     summary = UpdateSummary(new_events=new, events_offset=offset, **told)
     return _promoted(ws, str(present), summary) if summary.promoted else summary
 
@@ -104,6 +86,32 @@ def trained_manifest(ws: Workspace, model: str | None) -> dict[str, Any]:
     if lacking := [key for key in ("config", "catalog", "events") if key not in manifest]:
         raise SchemaError(f"models/{model} does not say its {', '.join(lacking)}; run 'rayrec train' again")
     return manifest
+
+
+def _events(config: UpdateConfig, ws: Workspace, present: str) -> str:
+    """The newest, with what the service took since; or of an update that was killed, those that it was of.
+
+    A run is named by its events, and a service never stops taking some: so one that died would never be continued.
+    """
+    if ws.exists(*_KILLED):
+        said = json.loads(ws.read_bytes(*_KILLED))
+        events = said.pop("events")
+        if said == made_of(config, present) and ws.exists("events", events, "manifest.json"):
+            return events
+    export_events(ws, config.store)
+    return newest_events(ws)
+
+
+@contextmanager
+def _remembered(config: UpdateConfig, ws: Workspace, present: str, events: str) -> Iterator[None]:
+    """What an update is of, until it is done; or failed, for then the next tries what is newest."""
+    ws.write_bytes(json.dumps({**made_of(config, present), "events": events}).encode(), *_KILLED)
+    try:
+        yield
+    except Exception:
+        ws.fs.delete_file(ws.path(*_KILLED))
+        raise
+    ws.fs.delete_file(ws.path(*_KILLED))
 
 
 def count_new(ws: Workspace, known: str, newest: str) -> int:
@@ -127,9 +135,10 @@ def _waiting(config: UpdateConfig, ws: Workspace, present: str, events: str, new
         if version <= present:
             break
         said = ws.manifest("models", version)
-        same = said.get("update") == {"present": present, "config": config.model_dump(mode="json")}
-        if same and said["events"] == events:
-            return f"no new events since models/{version} was made of the same ones and refused"
+        same = said.get("update") == made_of(config, present)
+        if same and said["events"] == events:  # one that passed and does not answer was rolled back, or its job died
+            found = "passed its gate: 'rayrec promote' lets it answer" if said["verdict"]["promoted"] else "was refused"
+            return f"no new events since models/{version}, made of the same ones, {found}"
     return None
 
 
@@ -138,155 +147,6 @@ def _promoted(ws: Workspace, present: str, summary: UpdateSummary) -> UpdateSumm
     now = ws.current()
     if now.model != present:
         reason = f"models/{now.model} answers since, against which it was not judged"
-        return UpdateSummary(**{**summary.to_dict(), "promoted": False, "reason": reason})
+        return replace(summary, promoted=False, reason=reason)
     generation = ws.promote(model=summary.model, expect_generation=now.generation).generation
-    return UpdateSummary(**{**summary.to_dict(), "generation": generation})
-
-
-def config_for(config: UpdateConfig, trained: TrainConfig) -> TrainConfig:
-    """How the model is trained on: as it was, but slower, for fewer epochs, and where this config says."""
-    training = trained.training.model_copy(
-        update={
-            "learning_rate": config.learning_rate or _SLOWER * trained.training.learning_rate,
-            "patience": config.patience,
-        }
-    )
-    where = {
-        name: getattr(config, name) for name in ("epochs", "tracker", "workers", "cpus_per_worker", "gpus_per_worker")
-    }
-    return trained.model_copy(update={"training": training, **where})
-
-
-def _worker(arguments: dict[str, Any]) -> None:
-    asked: UpdateConfig = arguments["config"]
-    config = config_for(asked, TrainConfig.model_validate(arguments["trained"]))
-    ws = Workspace.open(arguments["ws_uri"], create=False)
-    ids = item_ids(ws, arguments["catalog"])
-    events = gathered(ray.train.get_dataset_shard("events"))
-    lesson = _lesson(ws, asked, config, arguments["present"], events, ids)
-    first = ray.train.get_context().get_world_rank() == 0
-    if (lacking := lesson.lacking(LEAST_CASES)) is not None:
-        if first:
-            arguments["told"].put({"promoted": False, "reason": lacking})
-        return
-    shop = Shop.read(ws, arguments["catalog"], arguments["embeddings"], arguments["images"], lesson.histories)
-    task, schema = _task(ws, config, arguments["present"], lesson, shop, ids)
-    with tracked(config, ws, arguments["bundle"], first=first) as log:
-        progress = train_here(task, arguments, task.training(), log)
-        task.tune()
-        if not first:
-            return
-        with tempfile.TemporaryDirectory(prefix="rayrec-model-") as local:
-            bundle.write(task.module, schema, shop.space, ids, Path(local))
-            epochs = progress.best[0] // max(1, task.steps_an_epoch)
-            told = _published(ws, arguments, config, lesson, shop, event_ids(events), Path(local), epochs)
-        log(progress.step, {f"test/{name}": values["after"] for name, values in told["figures"].items()})
-    arguments["told"].put(told)
-
-
-def _lesson(
-    ws: Workspace, asked: UpdateConfig, config: TrainConfig, present: str, events: pa.Table, ids: pa.Array
-) -> Any:
-    from rayrec.fitting.updates import Lesson
-
-    knew = ws.read_parquet("events", ws.manifest("models", present)["events"], columns=["event_id"]).column("event_id")
-    return Lesson.of(
-        Histories.of(events, ids, sessions=True),
-        pc.is_in(event_ids(events), value_set=knew).to_numpy(zero_copy_only=False),
-        HeldOut.read(read_held_out(ws, present), event_ids(events)),
-        config,
-        replay=asked.replay,
-        held_out=asked.held_out,
-        seed=asked.seed,
-    )
-
-
-def _task(
-    ws: Workspace, config: TrainConfig, present: str, lesson: Any, shop: Shop, ids: pa.Array
-) -> tuple[Any, FeatureSchema]:
-    """To go on from the present model's weights. Its features stay its own: other ones would not fit them."""
-    import torch
-
-    from rayrec.fitting.recommender import RecommenderTask
-
-    learned = lesson.learned(before=False)
-    touched = np.bincount(learned.rows[learned.rows >= 0], minlength=len(ids)) > 0
-    model, schema = bundle.restore(ws.local_copy("models", present), shop.space, ids, touched)
-    content = schema.content(shop.items, shop.text, shop.image)
-    torch.manual_seed(config.training.seed)
-    context = ray.train.get_context()
-    task = RecommenderTask(
-        config,
-        model,
-        content,
-        lesson.histories,
-        lesson.valid,
-        shop.queries,
-        taught=lesson.taught,
-        rank=context.get_world_rank(),
-        world=context.get_world_size(),
-    )
-    return task, schema
-
-
-def _published(
-    ws: Workspace,
-    arguments: dict[str, Any],
-    config: TrainConfig,
-    lesson: Any,
-    shop: Shop,
-    ids: pa.Array,
-    local: Path,
-    epochs: int,
-) -> dict[str, Any]:
-    """Judge the bundle in `local` on both slices and publish it; what the driver is told. ids: of the events."""
-    asked, present = arguments["config"], arguments["present"]
-    score = shop.scores(bundle.BundledModel.load(local, space=shop.space))
-    learned = lesson.learned(before=False)
-    weight = choose_weight(shop, config, shop.counted(learned), lesson.valid, score)
-    slices = judged_on_both(ws, shop, config, present, lesson, score, weight)
-    ours, theirs = ({name: slices[name][who] for name in slices} for who in (UPDATED, PRESENT))
-
-    def pair(name: str) -> tuple[np.ndarray, np.ndarray]:
-        return ours[name].by_shopper(config.metric), theirs[name].by_shopper(config.metric)
-
-    verdict = gate_update(config.metric, pair("new"), pair("old"), asked.max_forgetting)
-    made = Made(
-        weight,
-        epochs,
-        int(learned.ts_us.max()),
-        lesson.old.joined(lesson.fresh).table(ids),
-        document_of({f"{name} events": judged for name, judged in slices.items()}, config.metric),
-        verdict.to_dict(),
-    )
-    # what it was trained with stays its config, so that rates do not fall from update to update
-    trained = TrainConfig.model_validate(arguments["trained"])
-    how = {"present": present, "config": asked.model_dump(mode="json")}
-    version = publish(ws, arguments, trained, local, made, "Updated fusion model", update=how)
-    figures = {name: {"before": _figure(theirs[name], config), "after": _figure(ours[name], config)} for name in slices}
-    return {
-        "promoted": verdict.promoted,
-        "reason": verdict.reason,
-        "model": version,
-        "replayed": lesson.replayed,
-        "weight": weight,
-        "figures": figures,
-        "verdict": made.verdict,
-        "epochs": epochs,
-    }
-
-
-def judged_on_both(
-    ws: Workspace, shop: Shop, config: TrainConfig, present: str, lesson: Any, score: Score, weight: float
-) -> dict[str, dict[str, Judged]]:
-    """slice -> who -> how it did. What is counted, on the old slice, is as it was before the new events."""
-    slices = {}
-    for name, test in (("new", lesson.new_test), ("old", lesson.old_test)):
-        learned = lesson.learned(before=name == "old")
-        behavior = shop.counted(learned)
-        slices[name] = compare(ws, shop, config, present, learned, behavior, test, {UPDATED: (score, weight)})
-    return slices
-
-
-def _figure(judged: Judged, config: TrainConfig) -> float:
-    return round(judged.figures()[config.metric], 5)
+    return replace(summary, generation=generation)

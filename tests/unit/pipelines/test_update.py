@@ -12,7 +12,8 @@ from rayrec.pipelines import update as pipeline
 from rayrec.pipelines.event_log import export_events, newest_events, read_events
 from rayrec.pipelines.index import publish_events
 from rayrec.pipelines.recommending import event_ids, item_ids, read_held_out, unseen
-from rayrec.pipelines.update import UpdateSummary, config_for, count_new, trained_manifest, update
+from rayrec.pipelines.update import UpdateSummary, count_new, trained_manifest, update
+from rayrec.pipelines.updating import config_for
 from rayrec.store import file_in, open_store
 from rayrec.workspace import Workspace
 from tests.fakes import DAY_US, NOW_US, FakeEncoder, make_catalog, make_events, publish_index
@@ -95,7 +96,7 @@ def test_the_same_events_are_not_tried_twice_but_more_or_another_config_are(
     def refused(kind: str, worker: Any, config: UpdateConfig, arguments: dict[str, Any], *_: Any) -> dict[str, Any]:
         ran.append(arguments)
         how = {"present": arguments["present"], "config": config.model_dump(mode="json")}
-        model = publish_trained(ws, arguments["events"], update=how)
+        model = publish_trained(ws, arguments["events"], update=how, verdict={"promoted": len(ran) == 3})
         return {"promoted": False, "reason": "no gain", "model": model, "seconds": 1.0}
 
     monkeypatch.setattr(pipeline, "run", refused)
@@ -105,11 +106,14 @@ def test_the_same_events_are_not_tried_twice_but_more_or_another_config_are(
     assert ws.current().model == present == ran[0]["present"]
     again = update(config, ws)
     assert again.model is None
-    assert again.reason == f"no new events since models/{first.model} was made of the same ones and refused"
+    assert again.reason == f"no new events since models/{first.model}, made of the same ones, was refused"
     update(config.model_copy(update={"replay": 2.0}), ws)
     take(ws, acts(1, prefix="g"))
     assert update(config, ws).new_events == 80  # those that were refused are still new
     assert len(ran) == 3
+    # that one passed, and yet does not answer: somebody rolled it back, or nobody lived to promote it
+    assert "passed its gate: 'rayrec promote' lets it answer" in update(config, ws).reason
+    assert (len(ran), ws.current().model) == (3, present)
 
 
 def test_what_was_judged_against_another_model_does_not_answer(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +131,32 @@ def test_what_was_judged_against_another_model_does_not_answer(ws: Workspace, mo
     assert not found.promoted
     assert found.reason == f"models/{by_hand[0]} answers since, against which it was not judged"
     assert ws.current().model == by_hand[0]
+
+
+def test_an_update_that_was_killed_is_of_the_same_events_when_it_is_repeated_and_a_failed_one_is_not(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "find_embeddings", lambda *_: str(FakeEncoder().id))
+    of: list[str] = []
+    ends: list[BaseException | None] = [KeyboardInterrupt(), ValueError("broken"), None, None]
+
+    def ending(kind: str, worker: Any, config: UpdateConfig, arguments: dict[str, Any], *_: Any) -> dict[str, Any]:
+        of.append(arguments["events"])
+        take(ws, acts(1, prefix=f"{len(of)}-"))  # the service goes on
+        if (error := ends.pop(0)) is not None:
+            raise error
+        return {"promoted": False, "reason": "no gain", "seconds": 1.0}
+
+    monkeypatch.setattr(pipeline, "run", ending)
+    take(ws, acts(1, prefix="f"))
+    with pytest.raises(KeyboardInterrupt):
+        update(UpdateConfig(least=1), ws)
+    with pytest.raises(ValueError, match="broken"):
+        update(UpdateConfig(least=1), ws)
+    assert of[1] == of[0] == newest_events(ws)
+    assert update(UpdateConfig(least=1), ws).new_events == 40 * 3
+    assert update(UpdateConfig(least=1), ws).new_events == 40 * 4
+    assert len(set(of)) == 3
 
 
 def test_what_cannot_be_trained_on_is_told(ws: Workspace) -> None:
