@@ -78,8 +78,7 @@ class Lesson:
     def lacking(self, least: int) -> str | None:
         """What there is too little of to judge by, if anything."""
         for name, numbers in (("new", self.fresh.test), ("new", self.fresh.valid), ("old", self.old.test)):
-            cases = len(np.unique(numbers[numbers >= 0]))
-            if cases < least:
+            if (cases := len(cases_of(self.histories, numbers))) < least:
                 return f"{cases} {name} cases to judge by, at least {least} are needed"
         return (
             None if self.taught.any() else "nothing to learn: every new event is held out, or of a kind without weight"
