@@ -116,7 +116,7 @@ def first_model(items: pa.Table, table: pa.Table, config: TrainConfig, part: flo
     seconds, _ = fitted(task)
     bundle.write(model, schema, SPACE, items.column("item_id").combine_chunks(), directory)
     score = shop.scores(bundle.BundledModel.load(directory, space=SPACE))
-    weight = choose_weight(shop, config, shop.counted(learned), valid, score)
+    weight = choose_weight(shop, config, [(shop.counted(learned), valid)], score)
     return Journey(shop, content, histories, known, held, directory, weight, seconds)
 
 
@@ -153,7 +153,8 @@ def go_on(journey: Journey, config: TrainConfig, lesson: Lesson, *, anew: bool) 
     with tempfile.TemporaryDirectory() as local:
         bundle.write(model, schema, SPACE, journey.ids, Path(local))
         score = shop.scores(bundle.BundledModel.load(Path(local), space=SPACE))
-    weight = choose_weight(shop, config, shop.counted(lesson.learned(before=False)), lesson.valid, score)
+    validation = [(shop.counted(lesson.learned(before=old)), cases) for old, cases in lesson.valid_by_slice()]
+    weight = choose_weight(shop, config, validation, score, present=None if anew else journey.weight)
     return Outcome(served(journey, config, lesson, score, weight), weight, seconds, epochs)
 
 

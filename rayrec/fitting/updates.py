@@ -67,6 +67,11 @@ class Lesson:
         allowed = ~self.held & (self.known | (not before))
         return self.histories.where(allowed[self.histories.sources])
 
+    def valid_by_slice(self) -> list[tuple[bool, Cases]]:
+        """(whether it is old, validation cases), all that there are."""
+        found = [(old, cases_of(self.histories, part.valid)) for old, part in ((True, self.old), (False, self.fresh))]
+        return [(old, cases) for old, cases in found if len(cases)]
+
     @property
     def new_test(self) -> Cases:
         return cases_of(self.histories, self.fresh.test)

@@ -1,7 +1,7 @@
 """Judging recommendations: what is held out, who is compared, and the report of what answers now."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from rayrec.embedding_store import EmbeddingStore
 from rayrec.encoders.base import EncoderId
 from rayrec.encoders.item import fuse
 from rayrec.errors import SchemaError
+from rayrec.evaluation.metrics import bootstrap_ci
 from rayrec.evaluation.protocol import Judged, Score, judge
 from rayrec.evaluation.report import document, page
 from rayrec.models.bundle import BundledModel
@@ -145,16 +146,37 @@ def short(cases: Cases) -> Cases:
     return replace(cases, histories=cases.histories.last(HISTORY))
 
 
-def choose_weight(shop: Shop, config: TrainConfig, behavior: BehaviorIndex, valid: Cases, score: Score) -> float:
-    """Of a model's part beside what is counted: the best on validation cases, the smaller of equals."""
-    cases = short(valid.sample(min(config.judges, _WEIGHING), config.training.seed))
+def choose_weight(
+    shop: Shop,
+    config: TrainConfig,
+    parts: Sequence[tuple[BehaviorIndex, Cases]],
+    score: Score,
+    *,
+    present: float | None = None,
+) -> float:
+    """Of a model's part beside what is counted: the best on validation cases, the smaller of equals.
+
+    parts: cases, each with what was counted before them, for to what is counted later they would be long ago; all parts
+    count alike. present: a weight that is kept unless another is better on them, clear of zero.
+    """
+    reached: dict[float, list[np.ndarray]] = {weight: [] for weight in sorted({*WEIGHTS, present or 0.0})}
     n = shop.items.num_rows
-    blend = Blend(behavior, shop.vectors, score, without_had=config.mask_seen)
-    reached = {
-        weight: judge(cases, blend.score(weight), n_items=n, mask_seen=config.mask_seen).figures()[config.metric]
-        for weight in WEIGHTS
-    }
-    return max(reached, key=lambda weight: (reached[weight], -weight))
+    for behavior, valid in parts:
+        cases = short(valid.sample(min(config.judges, _WEIGHING), config.training.seed))
+        blend = Blend(behavior, shop.vectors, score, without_had=config.mask_seen)
+        for weight, values in reached.items():
+            judged = judge(cases, blend.score(weight), n_items=n, mask_seen=config.mask_seen)
+            values.append(judged.by_shopper(config.metric))
+    best = max(reached, key=lambda weight: (np.mean([part.mean() for part in reached[weight]]), -weight))
+    return best if present is None else kept_or_better(reached, present, best)
+
+
+def kept_or_better(reached: Mapping[float, Sequence[np.ndarray]], kept: float, best: float) -> float:
+    """The best if its gain over the one that is kept is clear of zero; reached: by shopper, of each part."""
+    gains = [ours - theirs for ours, theirs in zip(reached[best], reached[kept], strict=True)]
+    total = sum(map(len, gains))
+    alike = np.concatenate([gain * (total / (len(gains) * len(gain))) for gain in gains])  # a mean of the parts' means
+    return best if bootstrap_ci(alike)[0] > 0 else kept
 
 
 def compare(

@@ -136,7 +136,7 @@ def _worker(arguments: dict[str, Any]) -> None:
             bundle.write(model, schema, shop.space, ids, Path(local))
             score = shop.scores(bundle.BundledModel.load(Path(local), space=shop.space))
             behavior = shop.counted(learned)
-            weight = choose_weight(shop, config, behavior, valid, score)
+            weight = choose_weight(shop, config, [(behavior, valid)], score)
             fair = unseen(ws, arguments["present"], events, test)
             judged = compare(ws, shop, config, arguments["present"], learned, behavior, fair, {NEW: (score, weight)})
             opponents = {name: one.by_shopper(config.metric) for name, one in judged.items() if name != NEW}

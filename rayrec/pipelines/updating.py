@@ -139,7 +139,9 @@ def _published(
     asked, present = arguments["config"], arguments["present"]
     score = shop.scores(bundle.BundledModel.load(local, space=shop.space))
     learned = lesson.learned(before=False)
-    weight = choose_weight(shop, config, shop.counted(learned), lesson.valid, score)
+    validation = [(shop.counted(lesson.learned(before=before)), cases) for before, cases in lesson.valid_by_slice()]
+    kept = ws.manifest("models", present)["recommender"]["weight"]
+    weight = choose_weight(shop, config, validation, score, present=kept)
     slices = judged_on_both(ws, shop, config, present, lesson, score, weight)
     ours, theirs = ({name: slices[name][who] for name in slices} for who in (UPDATED, PRESENT))
 
