@@ -17,7 +17,7 @@ from rayrec.embedding_store import EmbeddingStore
 from rayrec.encoders.base import EncoderId
 from rayrec.encoders.item import fuse
 from rayrec.errors import SchemaError
-from rayrec.evaluation.metrics import bootstrap_ci
+from rayrec.evaluation.metrics import bootstrap_ci_of_parts
 from rayrec.evaluation.protocol import Judged, Score, judge
 from rayrec.evaluation.report import document, page
 from rayrec.models.bundle import BundledModel
@@ -174,9 +174,7 @@ def choose_weight(
 def kept_or_better(reached: Mapping[float, Sequence[np.ndarray]], kept: float, best: float) -> float:
     """The best if its gain over the one that is kept is clear of zero; reached: by shopper, of each part."""
     gains = [ours - theirs for ours, theirs in zip(reached[best], reached[kept], strict=True)]
-    total = sum(map(len, gains))
-    alike = np.concatenate([gain * (total / (len(gains) * len(gain))) for gain in gains])  # a mean of the parts' means
-    return best if bootstrap_ci(alike)[0] > 0 else kept
+    return best if bootstrap_ci_of_parts(gains)[0] > 0 else kept
 
 
 def compare(

@@ -76,6 +76,7 @@ def test_what_is_held_out_is_never_taught_nor_counted():
     # both slices count alike when the best epoch is chosen
     news = len(np.unique(found.fresh.valid[found.fresh.valid >= 0]))
     assert len(found.valid) == news + min(news, 2)
+    assert [(old, len(cases)) for old, cases in found.valid_by_slice()] == [(True, 2), (False, news)]
 
 
 def test_events_without_weight_do_not_count():
