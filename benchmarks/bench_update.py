@@ -89,9 +89,10 @@ def trained_as(args: Any) -> TrainConfig:
 
 def read(args: Any) -> tuple[pa.Table, pa.Table]:
     items, purchases = complete_journey.tables(args.max_items)
-    if args.quick:
-        few = pc.is_in(purchases.column("user_id"), pc.unique(purchases.column("user_id")).slice(0, 300))
-        purchases = purchases.filter(few)
+    everybody = np.sort(pc.unique(purchases.column("user_id")).to_numpy(zero_copy_only=False))
+    n = 300 if args.quick else args.households
+    some = np.random.default_rng(args.seed).permutation(everybody)[:n]
+    purchases = purchases.filter(pc.is_in(purchases.column("user_id"), pa.array(some)))
     return catalog.seal(items), events.dedupe(purchases)
 
 
@@ -193,6 +194,7 @@ def row(name: str, outcome: Outcome, verdict: UpdateVerdict | None, metric: str)
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--max-items", type=int, default=3_000)
+    parser.add_argument("--households", type=int, default=2_469, help="of 2,469, drawn at random")
     parser.add_argument("--part", type=float, default=0.85, help="of the events, the first ones: before the update")
     parser.add_argument("--replays", default="0,1")
     parser.add_argument("--epochs", type=int, default=3, help="of the first model and of the one trained anew")
@@ -229,6 +231,7 @@ def main() -> None:
             **common.environment(["torch", "numpy"]),
             "seed": args.seed,
             "items": items.num_rows,
+            "households": len(journey.histories),
             "events": table.num_rows,
             "new_events": int((~journey.known).sum()),
             "cases": cases,
