@@ -92,6 +92,9 @@ def test_new_events_are_learned_once_through_a_kill_and_nothing_is_forgotten(ws:
     few = update(config.model_copy(update={"least": 10_000}), ws)
     assert (few.promoted, few.model, few.new_events) == (False, None, end)
     assert few.reason == f"{end} new events, fewer than 10000"
+    unjudged = update(config.model_copy(update={"held_out": 0.01}), ws)
+    assert (unjudged.promoted, unjudged.model) == (False, None)
+    assert unjudged.reason.endswith("new cases to judge by, at least 20 are needed")
     told: list[dict[str, Any]] = []
     killed: list[int] = []
 
