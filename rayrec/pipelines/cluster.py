@@ -49,12 +49,13 @@ def connected(
         with _own_errors():
             yield
     finally:
-        ray.shutdown()
+        with _sigterm_kept():
+            ray.shutdown()
 
 
 @contextlib.contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """`ray.init` sets a SIGTERM handler that exits; who listens to the signal already goes on listening."""
+    """Who listens to SIGTERM goes on listening: `ray.init` sets a handler that exits, `ray.shutdown` the default."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     if callable(before) and threading.current_thread() is threading.main_thread():
