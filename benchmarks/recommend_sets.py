@@ -97,11 +97,7 @@ def cold_of(data: Set, seed: int) -> Set:
     cold[np.random.default_rng(seed).permutation(data.n)[: round(COLD_SHARE * data.n)]] = True
 
     def without(histories: Histories) -> Histories:
-        kept = (histories.rows < 0) | ~cold[histories.rows]
-        h = np.repeat(np.arange(len(histories)), histories.lengths)[kept]
-        start = np.concatenate([[0], np.cumsum(np.bincount(h, minlength=len(histories)))]).astype(np.int64)
-        parts = (histories.rows, histories.kinds, histories.ts_us, histories.baskets, histories.queries)
-        return Histories(histories.users, start, *(part[kept] for part in parts), histories.texts)
+        return histories.where((histories.rows < 0) | ~cold[histories.rows])
 
     def cases(asked: Cases, wanted_cold: bool) -> Cases:
         chosen = np.flatnonzero(cold[asked.wanted] == wanted_cold)

@@ -303,6 +303,27 @@ class TrainConfig(Config):
     gpus_per_worker: float = Field(0, ge=0)
 
 
+class UpdateConfig(Config):
+    """Go on training the model that answers, on events that came since. What is not here is as it was trained.
+
+    Judged on new and old held-out events; promoted if it is better on the new and forgets little of the old.
+    """
+
+    store: str | None = Field(None, description="sqlite:///path or redis://..., as in the service's config")
+    least: int = Field(1_000, ge=1, description="new events, below which it waits for more")
+    replay: float = Field(1.0, ge=0, description="old events that are learned again for each new one")
+    held_out: float = Field(0.5, gt=0, lt=1, description="share of shoppers with new events whose last ones judge")
+    epochs: int = Field(5, ge=1)
+    learning_rate: float | None = Field(None, gt=0, description="None: a quarter of what it was trained with")
+    patience: int = Field(2, ge=1, description="epochs without a better one that end the run")
+    max_forgetting: float = Field(0.02, ge=0, lt=1, description="share of the metric on old events it may lose")
+    seed: int = 0
+    tracker: Literal["none", "tensorboard", "mlflow", "wandb"] = "none"
+    workers: int = Field(1, ge=1)
+    cpus_per_worker: float = Field(0.5, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+
+
 class FitRankingConfig(Config):
     """What a search weighs beside the fused ranks, learned from what shoppers clicked and bought.
 

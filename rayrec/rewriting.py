@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from rayrec.barring import Bars
+from rayrec.data.held_out import FILE as HELD_OUT
 from rayrec.data.histories import Histories
 from rayrec.errors import IncompatibleArtifact, NotFound, Unavailable
 from rayrec.store.base import Traces
@@ -104,6 +105,8 @@ def _clean_once(ws: Workspace, bars: Bars) -> Cleaned:
         _clean_events(ws, version, bars, done)
     for version in ws.names("indexes"):
         _clean_index(ws, version, bars, done)
+    for version in ws.names("models"):
+        _clean_model(ws, version, done)
     _clean_quarantine(ws, bars, done)
     return done
 
@@ -159,6 +162,28 @@ def _clean_index(ws: Workspace, version: str, bars: Bars, done: Cleaned) -> None
         np.save(packed, np.where(unasked[:, None], np.float32(0), asked))
         new[f"{_BEHAVIOR}/asked.npy"] = packed.getvalue()
     _put(ws, "indexes", version, new)
+
+
+def _clean_model(ws: Workspace, version: str, done: Cleaned) -> None:
+    """Of the events that judge a model, by their ids: those that are in no events version any more."""
+    if HELD_OUT not in _names(ws, done, "models", version):
+        return
+    place = f"models/{version}"
+    done.add(place, 0)
+    try:
+        before = _read(ws, "models", version, HELD_OUT)
+        known = [_read(ws, "events", of, name, ["event_id"]).column("event_id") for of, name in event_files(ws)]
+    except (*_UNREADABLE, NotFound) as error:
+        _unreadable(ws, done, error, "models", version, HELD_OUT)
+        return
+    ids = pa.chunked_array([chunk for column in known for chunk in column.chunks], pa.string())
+    after = before.filter(pc.is_in(before.column("event_id"), value_set=ids.combine_chunks()))
+    if after.num_rows == before.num_rows:
+        return
+    sink = pa.BufferOutputStream()
+    pq.write_table(after, sink, compression="zstd")
+    done.add(place, before.num_rows - after.num_rows)
+    _put(ws, "models", version, {HELD_OUT: sink.getvalue().to_pybytes()})
 
 
 def _clean_quarantine(ws: Workspace, bars: Bars, done: Cleaned) -> None:

@@ -101,7 +101,7 @@ class Workspace(Files):
         return manifest
 
     def remove(self, kind: str, version: str) -> None:
-        """Take a version away; its manifest first, so that what is left of one that was half removed counts for nothing."""
+        """Take a version away; its manifest first, so that one half removed counts for nothing."""
         if self.exists(kind, version, "manifest.json"):
             self.fs.delete_file(self.path(kind, version, "manifest.json"))
         self.fs.delete_dir(self.path(kind, version))

@@ -65,6 +65,38 @@ def train(
 
 
 @command()
+def update(
+    workspace: WorkspaceOption,
+    config: ConfigOption = None,
+    address: AddressOption = None,
+    every: Annotated[str | None, typer.Option(help="30m, 6h, 1d: go on until stopped, a line of JSON a round.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on training the model that answers, on events that came since; it must be better on them, and not forget.
+
+    With too few new events it says so and leaves all as it is.
+    """
+    from rayrec.config import UpdateConfig
+    from rayrec.console import fit_bar
+    from rayrec.pipelines.schedule import repeat, seconds_of, until_stopped
+    from rayrec.pipelines.update import update as run
+    from rayrec.workspace import Workspace
+
+    asked, ws = UpdateConfig.load(config), Workspace.open(workspace, create=False)
+    if every is not None:
+        every_s = seconds_of(every)
+        with until_stopped() as stop:
+            repeat(lambda: run(asked, ws, address=address).to_dict(), every_s, stop, typer.echo)
+        return
+    with fit_bar() if not as_json else contextlib.nullcontext() as told:
+        summary = run(asked, ws, address=address, on_progress=told)
+    print_values(summary.to_dict(), as_json)
+    if not as_json:
+        report = "" if summary.model is None else f"; see {workspace}/models/{summary.model}/report.html"
+        typer.echo(f"{'promoted' if summary.promoted else 'not promoted'}: {summary.reason}{report}", err=True)
+
+
+@command()
 def evaluate(
     workspace: WorkspaceOption,
     judgements: Annotated[

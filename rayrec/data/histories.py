@@ -26,7 +26,7 @@ class Histories:
 
     users object (H,): ids; start int64 (H + 1,). Per event: rows int64, of the catalog, -1 of a search; kinds int8,
     of EVENT_TYPES; ts_us int64; baskets int64, a session or else a shopper's day; queries int64, of `texts`, -1 where
-    nothing was asked.
+    nothing was asked. places int64 (E,): rows of the table of events that they were made `of`, if they were.
     """
 
     users: np.ndarray
@@ -37,6 +37,7 @@ class Histories:
     baskets: np.ndarray
     queries: np.ndarray
     texts: Sequence[str] = ()
+    places: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.start) - 1
@@ -44,6 +45,13 @@ class Histories:
     @property
     def lengths(self) -> np.ndarray:
         return np.diff(self.start)
+
+    @property
+    def sources(self) -> np.ndarray:
+        """`places` of histories that must have them."""
+        if self.places is None:
+            raise ValueError("these histories were not made of a table of events")
+        return self.places
 
     @classmethod
     def of(
@@ -53,7 +61,8 @@ class Histories:
 
         sessions: one of nobody known is a shopper too.
         """
-        events = events.filter(pc.is_in(events.column("type"), pa.array(kinds)))
+        wanted = pc.is_in(events.column("type"), pa.array(kinds))
+        events = events.filter(wanted)
         item = pc.fill_null(pc.index_in(events.column("item_id"), value_set=item_ids), -1)
         rows = item.to_numpy().astype(np.int64)
         kind = pc.index_in(events.column("type"), value_set=pa.array(EVENT_TYPES)).to_numpy()
@@ -83,6 +92,7 @@ class Histories:
             baskets[order],
             query[order],
             asked.dictionary.to_pylist(),
+            np.flatnonzero(wanted.to_numpy())[order],
         )
 
     @classmethod
@@ -112,7 +122,16 @@ class Histories:
         start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         at = np.arange(start[-1]) + np.repeat(first - start[:-1], lengths)
         rows, kinds, ts_us, baskets, queries = (getattr(self, name)[at] for name in _ARRAYS[1:])
-        return Histories(self.users[chosen], start, rows, kinds, ts_us, baskets, queries, self.texts)
+        places = None if self.places is None else self.places[at]
+        return Histories(self.users[chosen], start, rows, kinds, ts_us, baskets, queries, self.texts, places)
+
+    def where(self, kept: np.ndarray) -> "Histories":
+        """Those events alone for which `kept`, bool (E,), is true; all shoppers stay."""
+        h = np.repeat(np.arange(len(self)), self.lengths)[kept]
+        start = np.concatenate([[0], np.cumsum(np.bincount(h, minlength=len(self)))]).astype(np.int64)
+        rows, kinds, ts_us, baskets, queries = (getattr(self, name)[kept] for name in _ARRAYS[1:])
+        places = None if self.places is None else self.places[kept]
+        return Histories(self.users, start, rows, kinds, ts_us, baskets, queries, self.texts, places)
 
     def last(self, length: int) -> "Histories":
         """The last `length` events of each."""
@@ -215,19 +234,25 @@ _ARRAYS = ("start", "rows", "kinds", "ts_us", "baskets", "queries")
 
 @dataclass(frozen=True)
 class Cases:
-    """What is asked and what is right: after history c come rows wanted[wanted_start[c]:wanted_start[c + 1]]."""
+    """What is asked and what is right: after history c come rows wanted[wanted_start[c]:wanted_start[c + 1]].
+
+    places: of the event that brought each wanted row (the first, of a basket's), where histories have them.
+    """
 
     histories: Histories
     wanted_start: np.ndarray
     wanted: np.ndarray
+    places: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.histories)
 
     def take(self, chosen: np.ndarray) -> "Cases":
-        parts = [self.wanted[self.wanted_start[c] : self.wanted_start[c + 1]] for c in chosen]
-        start = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
-        return Cases(self.histories.take(chosen), start, np.concatenate([np.empty(0, np.int64), *parts]))
+        first, lengths = self.wanted_start[chosen], np.diff(self.wanted_start)[chosen]
+        start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        at = np.arange(start[-1]) + np.repeat(first - start[:-1], lengths)
+        places = None if self.places is None else self.places[at]
+        return Cases(self.histories.take(chosen), start, self.wanted[at], places)
 
     def sample(self, n: int, seed: int) -> "Cases":
         """n of them, or all."""
@@ -248,11 +273,12 @@ def leave_one_out(histories: Histories) -> tuple[Histories, Cases, Cases]:
     everyone = np.arange(len(histories))
     begin = histories.start[judged]
     one_each = np.arange(len(judged) + 1)
-    return (
-        histories.window(everyone, histories.start[:-1], end),
-        Cases(histories.window(judged, begin, before), one_each, histories.rows[before]),
-        Cases(histories.window(judged, begin, last), one_each, histories.rows[last]),
-    )
+
+    def cases(at: np.ndarray) -> Cases:
+        places = None if histories.places is None else histories.places[at]
+        return Cases(histories.window(judged, begin, at), one_each, histories.rows[at], places)
+
+    return histories.window(everyone, histories.start[:-1], end), cases(before), cases(last)
 
 
 def next_baskets(
@@ -279,7 +305,7 @@ def next_baskets(
         inside = np.isin(of_case, first)
         judged, opening = judged[first], split[judged[first]]
         places, of_case = places[inside], np.searchsorted(first, of_case[inside])
-    pairs = np.unique(np.stack([of_case, histories.rows[places]]), axis=1)
+    pairs, opens = np.unique(np.stack([of_case, histories.rows[places]]), axis=1, return_index=True)
     counts = np.bincount(pairs[0], minlength=len(judged))
     return (
         histories.window(np.arange(len(histories)), histories.start[:-1], split),
@@ -287,6 +313,7 @@ def next_baskets(
             histories.window(judged, histories.start[:-1][judged], opening),
             np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             pairs[1].astype(np.int64),
+            None if histories.places is None else histories.places[places[opens]],
         ),
     )
 

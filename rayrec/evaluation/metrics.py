@@ -32,12 +32,22 @@ def bootstrap_ci(differences: np.ndarray, seed: int = 0, draws: int = 10_000) ->
 
     Of very many pairs fewer draws are made, at least 1,000.
     """
-    rng = np.random.default_rng(seed)
     n = len(differences)
     draws = max(min(draws, 1_000), min(draws, _PICKS // n))
-    at_once = max(1, _PICKS // 10 // n)
-    means = [
-        differences[rng.integers(0, n, (min(at_once, draws - done), n))].mean(1) for done in range(0, draws, at_once)
-    ]
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    low, high = np.percentile(_means(differences, np.random.default_rng(seed), draws), [2.5, 97.5])
     return float(low), float(high)
+
+
+def bootstrap_ci_of_parts(parts: Sequence[np.ndarray], seed: int = 0, draws: int = 2_000) -> tuple[float, float]:
+    """The same of the mean of several parts' means, each part drawn from by itself."""
+    rng = np.random.default_rng(seed)
+    low, high = np.percentile(np.mean([_means(part, rng, draws) for part in parts], axis=0), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _means(values: np.ndarray, rng: np.random.Generator, draws: int) -> np.ndarray:
+    n = len(values)
+    at_once = max(1, _PICKS // 10 // n)
+    return np.concatenate(
+        [values[rng.integers(0, n, (min(at_once, draws - done), n))].mean(1) for done in range(0, draws, at_once)]
+    )

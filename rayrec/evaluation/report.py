@@ -11,6 +11,8 @@ import numpy as np
 from rayrec.evaluation.metrics import bootstrap_ci
 from rayrec.evaluation.protocol import Judged
 
+_ROUNDING = 1e-9  # of a share that is exactly what is allowed
+
 
 @dataclass(frozen=True)
 class Gain:
@@ -56,6 +58,76 @@ def gate(metric: str, values: np.ndarray, opponents: Mapping[str, np.ndarray]) -
     return Verdict(metric, bool(gains) and all(gain.ci95[0] > 0 for gain in gains), tuple(gains))
 
 
+@dataclass(frozen=True)
+class Forgetting:
+    """On what was known before: both means, and the share of the present model's that is lost; its 95 % interval."""
+
+    mean: float
+    opponents: float
+    lost: float
+    ci95: tuple[float, float]
+    allowed: float
+
+
+@dataclass(frozen=True)
+class UpdateVerdict:
+    """promoted: every gain on the new slice is clear of zero, and no more than allowed is lost on the old one."""
+
+    metric: str
+    promoted: bool
+    gains: tuple[Gain, ...]
+    forgetting: Forgetting
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def reason(self) -> str:
+        """Why it is promoted or not, in a line."""
+        lost, allowed = self.forgetting.lost, self.forgetting.allowed
+        said = [
+            f"no gain on new events clear of zero: {g.gain:+.5f} [{g.ci95[0]:+.5f}, {g.ci95[1]:+.5f}]"
+            for g in self.gains
+            if g.ci95[0] <= 0
+        ]
+        if lost > allowed + _ROUNDING:
+            said.append(f"forgets {lost:.1%} of {self.metric} on old events, {allowed:.1%} are allowed")
+        return "; ".join(said) or "better on new events, and nothing forgotten"
+
+
+def gate_update(
+    metric: str, new: tuple[np.ndarray, np.ndarray], old: tuple[np.ndarray, np.ndarray], max_forgetting: float
+) -> UpdateVerdict:
+    """Judge an updated model against the present one on new and on old held-out cases, (ours, theirs) of each.
+
+    On the new ones as `gate` does. On the old ones the point estimate decides, as the interval of a few hundred
+    shoppers is wider than any sensible limit; it is told beside it.
+    """
+    first = gate(metric, new[0], {"present model": new[1]})
+    ours, theirs = float(old[0].mean()), float(old[1].mean())
+    share = 1 / theirs if theirs > 0 else 0.0
+    low, high = bootstrap_ci(old[1] - old[0])
+    lost = (theirs - ours) * share
+    forgetting = Forgetting(
+        round(ours, 5),
+        round(theirs, 5),
+        round(lost, 5),
+        (round(low * share, 5), round(high * share, 5)),
+        max_forgetting,
+    )
+    return UpdateVerdict(metric, first.promoted and lost <= max_forgetting + _ROUNDING, first.gains, forgetting)
+
+
+def document_of(parts: Mapping[str, Mapping[str, Judged]], metric: str) -> dict[str, Any]:
+    """One document of several sets of cases; slices are named `new events`, `new events: cold items` and so on."""
+    models: dict[str, Any] = {}
+    for part, judged in parts.items():
+        for name, of_model in document(judged, metric)["models"].items():
+            slices = {part if where == "all" else f"{part}: {where}": values for where, values in of_model.items()}
+            models.setdefault(name, {}).update(slices)
+    return {"metric": metric, "models": models}
+
+
 def document(judged: Mapping[str, Judged], metric: str) -> dict[str, Any]:
     """report.json: for each model, figures of every slice, and the metric's interval."""
     models = {}
@@ -87,10 +159,12 @@ def page(title: str, report: Mapping[str, Any], verdict: Mapping[str, Any] | Non
             f"<h2>Gate: {said}</h2><p>It must beat each on held-out {html.escape(metric)}, clear of zero.</p>",
             _table(["against", "model", "opponent", "gain", "95 % interval"], rows),
         ]
+        if "forgetting" in verdict:
+            parts.append(_forgetting(verdict["forgetting"]))
     parts.append(_bars(models, wheres, metric))
-    curve = [name for name in next(iter(models.values()))["all"] if name.startswith("recall@") and "_" not in name]
+    curve = [name for name in next(iter(models.values()))[wheres[0]] if name.startswith("recall@") and "_" not in name]
     if len(curve) > 1:
-        parts.append(_curves(models, curve))
+        parts.append(_curves(models, curve, wheres[0]))
     for where in wheres:
         names = [name for name in models if where in models[name]]
         columns = [key for key in models[names[0]][where] if not key.endswith("_ci95")]
@@ -115,6 +189,16 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return f"<div><table><tr>{head}</tr>{body}</table></div>"
 
 
+def _forgetting(said: Mapping[str, Any]) -> str:
+    low, high = said["ci95"]
+    lost = f"{said['lost']:.2%} ({low:.2%} to {high:.2%})"
+    text = (
+        "<p>On held-out cases of before it may lose no more than a share of what the present model reaches there.</p>"
+    )
+    row = [said["mean"], said["opponents"], lost, f"{said['allowed']:.2%}"]
+    return text + _table(["model", "present model", "lost (95 % interval)", "allowed"], [row])
+
+
 def _bars(models: Mapping[str, Any], wheres: Sequence[str], metric: str) -> str:
     """The metric of each model on each slice, with intervals."""
     figure, axes = _figure(9, 3.5)
@@ -131,12 +215,12 @@ def _bars(models: Mapping[str, Any], wheres: Sequence[str], metric: str) -> str:
     return _svg(figure)
 
 
-def _curves(models: Mapping[str, Any], curve: Sequence[str]) -> str:
-    """Recall over the length of the list."""
+def _curves(models: Mapping[str, Any], curve: Sequence[str], where: str) -> str:
+    """Recall over the length of the list, on one slice."""
     figure, axes = _figure(6, 3.5)
     cuts = [int(name.partition("@")[2]) for name in curve]
     for name, of_model in models.items():
-        axes.plot(cuts, [of_model["all"][key] for key in curve], marker="o", label=name)
+        axes.plot(cuts, [of_model[where][key] for key in curve], marker="o", label=name)
     axes.set_xlabel("items shown")
     axes.set_ylabel("recall")
     axes.legend(frameon=False)

@@ -15,7 +15,7 @@ from rayrec.data.histories import Cases, Histories
 from rayrec.errors import SchemaError
 from rayrec.evaluation.protocol import Judged, Score, judge
 from rayrec.fitting.losses import gbce, softmax
-from rayrec.models.features import Batch, Content, collate
+from rayrec.models.features import Batch, Content, collate, side_by_side
 from rayrec.models.recommender import Recommender, Tensors, to_tensors
 from rayrec.schema import EVENT_TYPES
 
@@ -29,7 +29,8 @@ class RecommenderTask:
     """One worker's part of a run over all histories.
 
     content: of all N items, as arrays; queries: float32 (Q, E), vectors of learned.texts. A step's batch is the
-    same whatever the number of workers, and each takes its share of it.
+    same whatever the number of workers, and each takes its share of it. taught: bool, of learned.places: events that
+    are foreseen, the others only come before them; None: all are.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class RecommenderTask:
         valid: Cases,
         queries: np.ndarray | None = None,
         *,
+        taught: np.ndarray | None = None,
         rank: int = 0,
         world: int = 1,
     ):
@@ -56,7 +58,10 @@ class RecommenderTask:
         cut = windows(learned, config.model.length)
         self._windows = cut.take(np.flatnonzero(cut.lengths > 1))
         self._weights = np.array([config.loss.weights.get(kind, 0.0) for kind in EVENT_TYPES])
+        self._taught = taught
         counting = (self._windows.rows >= 0) & (self._weights[self._windows.kinds] > 0)
+        if taught is not None:
+            counting &= taught[self._windows.sources]
         h = np.repeat(np.arange(len(self._windows)), self._windows.lengths)
         counting[self._windows.start[:-1]] = False  # nothing foresees the first
         useful = np.unique(h[counting])
@@ -112,8 +117,10 @@ class RecommenderTask:
         plan = self._plan(epoch)
         chosen = plan[place % len(plan)]
         length = self._config.model.length
-        whole = collate(self._windows.take(chosen), length + 1)
-        target, weight = self._wanted(step, whole)
+        cut = self._windows.take(chosen)
+        whole = collate(cut, length + 1)
+        counts = None if self._taught is None else side_by_side(cut, self._taught[cut.sources], length + 1)
+        target, weight = self._wanted(step, whole, counts)
         rows, negatives, log_q = self._compared(step, target[weight > 0], whole.rows)
         place_of = np.full(len(self._share), -1)
         place_of[rows] = np.arange(len(rows))
@@ -138,11 +145,11 @@ class RecommenderTask:
             return scale * gbce(vectors, own, others, place, weights, rate, self._config.loss.calibration)
         return scale * softmax(vectors, own, others, place, weights, log_q)
 
-    def _wanted(self, step: int, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    def _wanted(self, step: int, batch: Batch, counts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         if self._config.loss.target == "next_item":
-            return next_items(batch.rows, batch.kinds, self._weights)
+            return next_items(batch.rows, batch.kinds, self._weights, counts)
         rng = np.random.default_rng([self._config.training.seed, step, 2])
-        return next_basket_items(batch.rows, batch.kinds, batch.baskets, self._weights, rng)
+        return next_basket_items(batch.rows, batch.kinds, batch.baskets, self._weights, rng, counts)
 
     def _compared(
         self, step: int, wanted: np.ndarray, seen: np.ndarray
@@ -232,24 +239,32 @@ def windows(histories: Histories, length: int) -> Histories:
     return histories.window(of, first, np.maximum(first, end))
 
 
-def next_items(rows: np.ndarray, kinds: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def next_items(
+    rows: np.ndarray, kinds: np.ndarray, weights: np.ndarray, taught: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(the row of the next item after each event, how much it counts); -1 and 0 where there is none.
 
-    rows, kinds int64 (B, L) of a Batch; weights float (kinds,) of EVENT_TYPES.
+    rows, kinds int64 (B, L) of a Batch; weights float (kinds,) of EVENT_TYPES; taught bool (B, L): what counts at all.
     """
+    worth = _worth(kinds, weights, taught)
     target, weight = np.full(rows.shape, -1), np.zeros(rows.shape)
     following, counts = np.full(len(rows), -1), np.zeros(len(rows))
     for place in range(rows.shape[1] - 1, -1, -1):
         target[:, place], weight[:, place] = following, counts
         there = rows[:, place] >= 0
         following = np.where(there, rows[:, place], following)
-        counts = np.where(there, weights[np.maximum(kinds[:, place] - 1, 0)], counts)
+        counts = np.where(there, worth[:, place], counts)
     weight[kinds == 0] = 0
     return target, weight
 
 
 def next_basket_items(
-    rows: np.ndarray, kinds: np.ndarray, baskets: np.ndarray, weights: np.ndarray, rng: np.random.Generator
+    rows: np.ndarray,
+    kinds: np.ndarray,
+    baskets: np.ndarray,
+    weights: np.ndarray,
+    rng: np.random.Generator,
+    taught: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `next_items`, but of each event a random item of the shopper's next basket: what they come back for."""
     people, length = rows.shape
@@ -257,6 +272,7 @@ def next_basket_items(
     own_start, own_end = np.full(people, length), np.full(people, length)
     target, weight = np.full(rows.shape, -1), np.zeros(rows.shape)
     draws = rng.random(rows.shape)
+    worth = _worth(kinds, weights, taught)
     everyone = np.arange(people)
     for place in range(length - 1, -1, -1):
         there = rows[:, place] >= 0
@@ -270,5 +286,11 @@ def next_basket_items(
         chosen = np.minimum(start + (draws[:, place] * (end - start)).astype(np.int64), length - 1)
         found = (end > start) & (kinds[:, place] > 0) & (rows[everyone, chosen] >= 0)
         target[:, place] = np.where(found, rows[everyone, chosen], -1)
-        weight[:, place] = np.where(found, weights[np.maximum(kinds[everyone, chosen] - 1, 0)], 0.0)
+        weight[:, place] = np.where(found, worth[everyone, chosen], 0.0)
     return target, weight
+
+
+def _worth(kinds: np.ndarray, weights: np.ndarray, taught: np.ndarray | None) -> np.ndarray:
+    """How much it counts to foresee each event, float (B, L)."""
+    worth = weights[np.maximum(kinds - 1, 0)]
+    return worth if taught is None else worth * taught

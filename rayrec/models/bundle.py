@@ -74,6 +74,39 @@ def _read(directory: Path) -> tuple[dict[str, Any], FeatureSchema, pa.Table]:
     return said, schema, items
 
 
+def restore(directory: Path, space: str, item_ids: pa.Array, touched: np.ndarray) -> tuple[Any, FeatureSchema]:
+    """(the `Recommender` that was saved, over the items named; its features), to go on training it.
+
+    touched: bool (N,), items that it may learn an id of, beside those it knows. Theirs start at zero, so that they are
+    at first where their other parts put them. Raises IncompatibleArtifact.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    from rayrec.models.recommender import Recommender
+
+    said, schema, items = _read(directory)
+    _check_space(directory, said, space)
+    place = pc.fill_null(pc.index_in(item_ids, value_set=items.column("item_id").combine_chunks()), -1).to_numpy()
+    knew = (place >= 0) & items.column("known").to_numpy()[place]
+    model = Recommender(
+        RecommenderConfig.model_validate(said["config"]), schema, knew | touched, int(said["query_dim"])
+    )
+    try:
+        weights = load_file(directory / "weights.safetensors")
+        ids = torch.zeros(len(item_ids), model.config.dim)
+        ids[torch.from_numpy(knew)] = weights["ids.weight"][torch.from_numpy(place[knew])]
+        model.load_state_dict({**weights, "ids.weight": ids, "known": model.known})
+    except Exception as error:  # safetensors and torch raise their own undeclared kinds
+        raise IncompatibleArtifact(f"{directory}: not a usable model ({error})") from error
+    return model, schema
+
+
+def _check_space(directory: Path, said: dict[str, Any], space: str) -> None:
+    if said["space"] != space:
+        raise IncompatibleArtifact(f"{directory}: trained on space {said['space']}, the index holds {space}")
+
+
 def _export(model: Any, schema: FeatureSchema, directory: Path) -> None:
     import warnings
 
@@ -155,8 +188,7 @@ class BundledModel:
     def load(cls, directory: Path, *, space: str, threads: int = 1) -> "BundledModel":
         """Raises IncompatibleArtifact if a file is damaged, or it was trained on vectors of another space."""
         said, schema, items = _read(directory)
-        if said["space"] != space:
-            raise IncompatibleArtifact(f"{directory}: trained on space {said['space']}, the index holds {space}")
+        _check_space(directory, said, space)
         return cls(directory, said, schema, items, threads)
 
     def items(self, items: pa.Table, text: np.ndarray, image: np.ndarray | None) -> np.ndarray:

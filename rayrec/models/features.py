@@ -138,11 +138,7 @@ def collate(histories: Histories, length: int) -> Batch:
     gap_s = np.diff(histories.ts_us, prepend=0) // 1_000_000
     gaps = np.searchsorted(GAP_EDGES_S, np.maximum(gap_s, 0), side="right") + 1
     gaps[histories.start[:-1][histories.lengths > 0]] = 0
-    lengths = np.minimum(histories.lengths, length)
-    longest = max(1, int(lengths.max(initial=0)))
-    place = np.arange(longest)[None]
-    inside = place < lengths[:, None]
-    at = ((histories.start[1:] - lengths)[:, None] + place)[inside]
+    inside, at = _inside(histories, length)
 
     def padded(values: np.ndarray, padding: int) -> np.ndarray:
         out = np.full(inside.shape, padding, np.int64)
@@ -155,5 +151,21 @@ def collate(histories: Histories, length: int) -> Batch:
         padded(histories.kinds.astype(np.int64) + 1, 0),
         padded(gaps, 0),
         padded(histories.baskets, -1),
-        lengths,
+        inside.sum(1),
     )
+
+
+def side_by_side(histories: Histories, flags: np.ndarray, length: int) -> np.ndarray:
+    """Flags bool (E,) of the last `length` events of each history, as `collate` puts those: (B, L)."""
+    inside, at = _inside(histories, length)
+    out = np.zeros(inside.shape, bool)
+    out[inside] = flags[at]
+    return out
+
+
+def _inside(histories: Histories, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(bool (B, L): where an event is, which events these are, row by row)."""
+    lengths = np.minimum(histories.lengths, length)
+    place = np.arange(max(1, int(lengths.max(initial=0))))[None]
+    inside = place < lengths[:, None]
+    return inside, ((histories.start[1:] - lengths)[:, None] + place)[inside]

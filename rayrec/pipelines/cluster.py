@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 
 import ray
@@ -41,12 +43,23 @@ def connected(
         os.environ.setdefault(name, value)
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     limits = {} if address != "local" else {"num_cpus": num_cpus, "num_gpus": num_gpus, "include_dashboard": False}
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **limits)
+    with _sigterm_kept():
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **limits)
     try:
         with _own_errors():
             yield
     finally:
-        ray.shutdown()
+        with _sigterm_kept():
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Who listens to SIGTERM goes on listening: `ray.init` sets a handler that exits, `ray.shutdown` the default."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

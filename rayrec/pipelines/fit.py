@@ -25,7 +25,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.queue import Queue
 
 from rayrec import encoder_exports
-from rayrec.config import FitImagesConfig, FitTextConfig, TrainConfig, TrainingConfig, TrimConfig
+from rayrec.config import FitImagesConfig, FitTextConfig, TrainConfig, TrainingConfig, TrimConfig, UpdateConfig
 from rayrec.errors import NotFound
 from rayrec.evaluation.fidelity import Fidelity
 from rayrec.evaluation.metrics import bootstrap_ci
@@ -96,7 +96,7 @@ def fit(
 def run(
     kind: str,
     worker: Callable[[dict[str, Any]], None],
-    config: FitTextConfig | FitImagesConfig | TrimConfig | TrainConfig,
+    config: FitTextConfig | FitImagesConfig | TrimConfig | TrainConfig | UpdateConfig,
     arguments: dict[str, Any],
     ws: Workspace,
     address: str | None,

@@ -1,20 +1,24 @@
 """Judging recommendations: what is held out, who is compared, and the report of what answers now."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rayrec import encoder_exports
 from rayrec.config import TrainConfig
+from rayrec.data.held_out import FILE as HELD_OUT
+from rayrec.data.held_out import HeldOut, cases_of
 from rayrec.data.histories import Cases, Histories, leave_one_out, next_baskets
 from rayrec.embedding_store import EmbeddingStore
 from rayrec.encoders.base import EncoderId
 from rayrec.encoders.item import fuse
 from rayrec.errors import SchemaError
+from rayrec.evaluation.metrics import bootstrap_ci_of_parts
 from rayrec.evaluation.protocol import Judged, Score, judge
 from rayrec.evaluation.report import document, page
 from rayrec.models.bundle import BundledModel
@@ -98,21 +102,79 @@ def split(config: TrainConfig, histories: Histories) -> tuple[Histories, Cases, 
     return learned, valid, test
 
 
+def read_held_out(ws: Workspace, model: str) -> pa.Table:
+    """What a trained model never learned to foresee, as data/held_out.py saves it.
+
+    Models of before this was kept: what their split leaves out of their events, which say all of it. Raises NotFound.
+    """
+    manifest = ws.manifest("models", model)
+    if HELD_OUT in manifest["files"]:
+        return ws.read_parquet("models", model, HELD_OUT)
+    events = read_events(ws, manifest["events"])
+    histories = Histories.of(events, item_ids(ws, manifest["catalog"]), sessions=True)
+    parts = split(TrainConfig.model_validate(manifest["config"]), histories)
+    return HeldOut.of_split(events.num_rows, histories, *parts).table(event_ids(events))
+
+
+def unseen(ws: Workspace, model: str | None, events: pa.Table, test: Cases) -> Cases:
+    """Those cases that ask for nothing which a model learned to foresee.
+
+    An updated model learned the last events of most shoppers, which a split leaves out for others. Where too few cases
+    remain it is all of them, to the advantage of that model.
+    """
+    manifest = {} if model is None else ws.manifest("models", model)
+    if model is None or "update" not in manifest:
+        return test
+    ids = event_ids(events)
+    learned = pc.is_in(ids, ws.read_parquet("events", manifest["events"], columns=["event_id"]).column("event_id"))
+    taught = learned.to_numpy(zero_copy_only=False) & ~HeldOut.read(read_held_out(ws, model), ids).held
+    of_case = np.repeat(np.arange(len(test)), np.diff(test.wanted_start))
+    left = np.setdiff1d(np.arange(len(test)), of_case[taught[test.places]])
+    return test.take(left) if len(left) >= LEAST_CASES else test
+
+
+def item_ids(ws: Workspace, catalog: str) -> pa.Array:
+    return ws.read_parquet("catalog", catalog, columns=["item_id"]).column("item_id").combine_chunks()
+
+
+def event_ids(events: pa.Table) -> pa.Array:
+    return events.column("event_id").combine_chunks()
+
+
 def short(cases: Cases) -> Cases:
     """With as much of each history as the service keeps."""
-    return Cases(cases.histories.last(HISTORY), cases.wanted_start, cases.wanted)
+    return replace(cases, histories=cases.histories.last(HISTORY))
 
 
-def choose_weight(shop: Shop, config: TrainConfig, behavior: BehaviorIndex, valid: Cases, score: Score) -> float:
-    """Of a model's part beside what is counted: the best on validation cases, the smaller of equals."""
-    cases = short(valid.sample(min(config.judges, _WEIGHING), config.training.seed))
+def choose_weight(
+    shop: Shop,
+    config: TrainConfig,
+    parts: Sequence[tuple[BehaviorIndex, Cases]],
+    score: Score,
+    *,
+    present: float | None = None,
+) -> float:
+    """Of a model's part beside what is counted: the best on validation cases, the smaller of equals.
+
+    parts: cases, each with what was counted before them, for to what is counted later they would be long ago; all parts
+    count alike. present: a weight that is kept unless another is better on them, clear of zero.
+    """
+    reached: dict[float, list[np.ndarray]] = {weight: [] for weight in sorted({*WEIGHTS, present or 0.0})}
     n = shop.items.num_rows
-    blend = Blend(behavior, shop.vectors, score, without_had=config.mask_seen)
-    reached = {
-        weight: judge(cases, blend.score(weight), n_items=n, mask_seen=config.mask_seen).figures()[config.metric]
-        for weight in WEIGHTS
-    }
-    return max(reached, key=lambda weight: (reached[weight], -weight))
+    for behavior, valid in parts:
+        cases = short(valid.sample(min(config.judges, _WEIGHING), config.training.seed))
+        blend = Blend(behavior, shop.vectors, score, without_had=config.mask_seen)
+        for weight, values in reached.items():
+            judged = judge(cases, blend.score(weight), n_items=n, mask_seen=config.mask_seen)
+            values.append(judged.by_shopper(config.metric))
+    best = max(reached, key=lambda weight: (np.mean([part.mean() for part in reached[weight]]), -weight))
+    return best if present is None else kept_or_better(reached, present, best)
+
+
+def kept_or_better(reached: Mapping[float, Sequence[np.ndarray]], kept: float, best: float) -> float:
+    """The best if its gain over the one that is kept is clear of zero; reached: by shopper, of each part."""
+    gains = [ours - theirs for ours, theirs in zip(reached[best], reached[kept], strict=True)]
+    return best if bootstrap_ci_of_parts(gains)[0] > 0 else kept
 
 
 def compare(
@@ -163,8 +225,8 @@ def own_counts(histories: Histories, n: int) -> np.ndarray:
 def evaluate_recommendations(ws: Workspace, config: TrainConfig) -> tuple[str, dict[str, Any]]:
     """Judge what answers now on events that were held out of it; (directory of report.json and report.html, report).
 
-    With a trained model, its own split, catalog and events; without, the newest ones and the config's split. Raises
-    NotFound without events.
+    With a trained model, its own held-out events, catalog and events; without, the newest ones and the config's split.
+    Raises NotFound without events.
     """
     pointer = ws.current()
     present = pointer.model
@@ -177,9 +239,13 @@ def evaluate_recommendations(ws: Workspace, config: TrainConfig) -> tuple[str, d
         catalog, events = newest_catalog(ws), newest_events(ws)
         items_by, _ = encoder_exports.resolve(ws, config.encoder)
         embeddings, images = find_embeddings(encoder_exports.encoder_id(items_by).space, ws, catalog), None
-    ids = ws.read_parquet("catalog", catalog, columns=["item_id"]).column("item_id").combine_chunks()
-    histories = Histories.of(read_events(ws, events), ids, sessions=True)
-    learned, _, test = split(config, histories)
+    table = read_events(ws, events)
+    histories = Histories.of(table, item_ids(ws, catalog), sessions=True)
+    if manifest is not None and HELD_OUT in manifest["files"]:
+        held = HeldOut.read(ws.read_parquet("models", str(present), HELD_OUT), event_ids(table))
+        learned, test = histories.where(~held.held[histories.sources]), cases_of(histories, held.test)
+    else:
+        learned, _, test = split(config, histories)
     shop = Shop.read(ws, catalog, embeddings, images, histories)
     judged = compare(ws, shop, config, present, learned, shop.counted(learned), test, {})
     report = document(judged, config.metric)

@@ -5,6 +5,7 @@ again from there. A bundle is always published, with what it scored; it answers 
 (popularity, bought together, bought before), and the model that answers now, on events it never saw.
 """
 
+import json
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 import ray.data
 import ray.train
@@ -19,6 +21,8 @@ import ray.train
 from rayrec import encoder_exports
 from rayrec.config import TrainConfig
 from rayrec.data.events import dedupe
+from rayrec.data.held_out import FILE as HELD_OUT
+from rayrec.data.held_out import HeldOut
 from rayrec.data.histories import Histories
 from rayrec.encoders.base import EncoderId
 from rayrec.engine import fusion_weights
@@ -28,7 +32,15 @@ from rayrec.models.features import FeatureSchema
 from rayrec.pipelines.event_log import newest_events
 from rayrec.pipelines.fit import Progress, item_embeddings, newest_catalog, run, train_here
 from rayrec.pipelines.index import find_pictures
-from rayrec.pipelines.recommending import Shop, choose_weight, compare, split
+from rayrec.pipelines.recommending import (
+    Shop,
+    choose_weight,
+    compare,
+    event_ids,
+    item_ids,
+    split,
+    unseen,
+)
 from rayrec.pipelines.tracking import tracked
 from rayrec.schema import EVENTS, validate
 from rayrec.workspace import Workspace
@@ -71,10 +83,8 @@ def train(
         "present": pointer.model,
     }
 
-    def datasets() -> dict[str, Any]:
-        return {"events": ray.data.read_parquet(ws.path("events", events), filesystem=ws.fs)}
-
-    summary = TrainSummary(**run("train", _worker, config, arguments, ws, address, on_progress, datasets))
+    told = run("train", _worker, config, arguments, ws, address, on_progress, lambda: datasets_of(ws, events))
+    summary = TrainSummary(**told)
     if not summary.promoted or pointer.index is None:
         return summary
     generation = ws.promote(model=summary.model).generation
@@ -89,9 +99,11 @@ def _worker(arguments: dict[str, Any]) -> None:
 
     config: TrainConfig = arguments["config"]
     ws = Workspace.open(arguments["ws_uri"], create=False)
-    ids = ws.read_parquet("catalog", arguments["catalog"], columns=["item_id"]).column("item_id").combine_chunks()
-    histories = Histories.of(gathered(ray.train.get_dataset_shard("events")), ids, sessions=True)
+    ids = item_ids(ws, arguments["catalog"])
+    events = gathered(ray.train.get_dataset_shard("events"))
+    histories = Histories.of(events, ids, sessions=True)
     learned, valid, test = split(config, histories)
+    held = HeldOut.of_split(events.num_rows, histories, learned, valid, test)
     shop = Shop.read(ws, arguments["catalog"], arguments["embeddings"], arguments["images"], histories)
     schema = FeatureSchema.fit(
         shop.items,
@@ -124,44 +136,86 @@ def _worker(arguments: dict[str, Any]) -> None:
             bundle.write(model, schema, shop.space, ids, Path(local))
             score = shop.scores(bundle.BundledModel.load(Path(local), space=shop.space))
             behavior = shop.counted(learned)
-            weight = choose_weight(shop, config, behavior, valid, score)
-            judged = compare(ws, shop, config, arguments["present"], learned, behavior, test, {NEW: (score, weight)})
+            weight = choose_weight(shop, config, [(behavior, valid)], score)
+            fair = unseen(ws, arguments["present"], events, test)
+            judged = compare(ws, shop, config, arguments["present"], learned, behavior, fair, {NEW: (score, weight)})
             opponents = {name: one.by_shopper(config.metric) for name, one in judged.items() if name != NEW}
             verdict = gate(config.metric, judged[NEW].by_shopper(config.metric), opponents)
-            report = document(judged, config.metric)
             figures = {key: round(value, 5) for key, value in judged[NEW].figures().items()}
             log(progress.step, {f"test/{key}": value for key, value in figures.items()})
-            epochs = progress.best[0] // max(1, task.steps_an_epoch)
-            with ws.stage("models") as staged:
-                staged.upload(Path(local), "")
-                staged.write_bytes("report.html", page("Fusion model", report, verdict.to_dict()).encode())
-                version = staged.publish(
-                    {
-                        "config": config.model_dump(mode="json"),
-                        "catalog": arguments["catalog"],
-                        "events": arguments["events"],
-                        "encoder": {"space": shop.space, "id": arguments["embeddings"], "images": arguments["images"]},
-                        "fusion": fusion_weights(ws, arguments["present"]).model_dump(),
-                        "recommender": {
-                            "weight": weight,
-                            "without_had": config.mask_seen,
-                            "epochs": epochs,
-                            "learned_until_us": int(learned.ts_us.max()),
-                        },
-                        "verdict": verdict.to_dict(),
-                        "report": report,
-                    }
-                )
+            made = Made(
+                weight,
+                progress.best[0] // max(1, task.steps_an_epoch),
+                int(learned.ts_us.max()),
+                held.table(event_ids(events)),
+                document(judged, config.metric),
+                verdict.to_dict(),
+            )
+            version = publish(ws, arguments, config, Path(local), made, "Fusion model")
     arguments["told"].put(
         {
             "model": version,
             "promoted": verdict.promoted,
-            "verdict": verdict.to_dict(),
+            "verdict": made.verdict,
             "weight": weight,
             "figures": figures,
-            "epochs": epochs,
+            "epochs": made.epochs,
         }
     )
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a run says of the model that it made. held_out: as data/held_out.py saves it; report: of `document`."""
+
+    weight: float
+    epochs: int
+    learned_until_us: int
+    held_out: pa.Table
+    report: dict[str, Any]
+    verdict: dict[str, Any]
+
+
+def publish(
+    ws: Workspace, arguments: dict[str, Any], config: TrainConfig, local: Path, made: Made, title: str, **more: Any
+) -> str:
+    """A version under models/ of the bundle in `local`, which says of what it was made and up to which event.
+
+    arguments: catalog, events, embeddings, images, present. more: for the manifest.
+    """
+    pq.write_table(made.held_out, local / HELD_OUT)
+    with ws.stage("models") as staged:
+        staged.upload(local, "")
+        staged.write_bytes("report.json", json.dumps(made.report, indent=1).encode())
+        staged.write_bytes("report.html", page(title, made.report, made.verdict).encode())
+        return staged.publish(
+            {
+                "config": config.model_dump(mode="json"),
+                "catalog": arguments["catalog"],
+                "events": arguments["events"],
+                "events_offset": ws.manifest("events", arguments["events"]).get("log_offset", 0),
+                "encoder": {
+                    "space": EncoderId.parse(arguments["embeddings"]).space,
+                    "id": arguments["embeddings"],
+                    "images": arguments["images"],
+                },
+                "fusion": fusion_weights(ws, arguments["present"]).model_dump(),
+                "recommender": {
+                    "weight": made.weight,
+                    "without_had": config.mask_seen,
+                    "epochs": made.epochs,
+                    "learned_until_us": made.learned_until_us,
+                },
+                "verdict": made.verdict,
+                "report": made.report,
+                **more,
+            }
+        )
+
+
+def datasets_of(ws: Workspace, events: str) -> dict[str, Any]:
+    """A version of events, for the workers of a run."""
+    return {"events": ray.data.read_parquet(ws.path("events", events), filesystem=ws.fs)}
 
 
 def gathered(shard: Any) -> pa.Table:

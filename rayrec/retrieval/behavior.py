@@ -64,7 +64,9 @@ class BehaviorIndex:
     def build(cls, events: pa.Table, item_ids: pa.Array, half_life_days: float) -> "BehaviorIndex":
         """events: EVENTS in time order; item_ids: of the catalog's rows. Unknown items are passed over."""
         n = len(item_ids)
-        histories = Histories.of(events, item_ids).last(HISTORY).compact()
+        histories = replace(
+            Histories.of(events, item_ids).last(HISTORY).compact(), places=None
+        )  # the table is not kept
         row = pc.index_in(events.column("item_id"), value_set=item_ids)
         known = pc.and_(pc.is_valid(row), pc.is_in(events.column("type"), pa.array(list(EVENT_WEIGHTS))))
         events, rows = events.filter(known), row.filter(known).to_numpy().astype(np.int64)

@@ -19,6 +19,7 @@ import pytest
 from rayrec.barring import Bars
 from rayrec.config import SourceConfig
 from rayrec.data.conform import Quarantine
+from rayrec.data.held_out import FILE, HeldOut
 from rayrec.errors import IncompatibleArtifact, Unavailable
 from rayrec.forgetting import forget, retain
 from rayrec.pipelines.event_log import export_events, newest_events, read_events
@@ -97,6 +98,16 @@ def publish_behavior(ws: Workspace) -> str:
         return staged.publish({"counts": {"events": behavior.events}})
 
 
+def publish_model(ws: Workspace) -> str:
+    """A model, as far as it names events: those that judge it."""
+    ids = read_events(ws, newest_events(ws)).column("event_id").combine_chunks()
+    half = np.arange(len(ids)) % 2 == 0
+    none = np.full(len(ids), -1)
+    with ws.stage("models") as staged:
+        staged.write_parquet(FILE, HeldOut(half, none, np.where(half, np.arange(len(ids)), -1)).table(ids))
+        return staged.publish({"encoder": {"space": "fake"}})
+
+
 def fill(ws: Workspace, store: EventStore) -> pa.Table:
     """Every place that may hold a shopper, and the source that named her."""
     source = make_events([*rows("a", 300, 1), search("a")]).sort_by("ts_us")
@@ -105,6 +116,7 @@ def fill(ws: Workspace, store: EventStore) -> pa.Table:
     store.append(rows("b", 300, 2))
     export_events(ws, url_of[id(store)])
     publish_behavior(ws)
+    publish_model(ws)
     store.identify(SESSIONS[1], ANN)  # when it was exported as nobody's already
     store.identify(SESSIONS[2], ANN)
     store.append([*rows("c", 300, 3), search("c"), {**search("d"), "user_id": None, "session_id": SESSIONS[2]}])

@@ -21,11 +21,15 @@ pytestmark = [pytest.mark.ray, pytest.mark.model]
 ROOT = Path(__file__).parents[2]
 
 
-def submit(client: JobSubmissionClient, *command: str) -> dict[str, Any]:
-    """Run a job to its end; its last line, read as JSON."""
+def start(client: JobSubmissionClient, *command: str) -> str:
     # Ray gives a job the cluster that was started last on this machine, and other tests start some
     here = ray.get_runtime_context().gcs_address
-    job = client.submit_job(entrypoint=f"RAY_ADDRESS={here} {shlex.join([sys.executable, *command])}")
+    return client.submit_job(entrypoint=f"RAY_ADDRESS={here} {shlex.join([sys.executable, *command])}")
+
+
+def submit(client: JobSubmissionClient, *command: str) -> dict[str, Any]:
+    """Run a job to its end; its last line, read as JSON."""
+    job = start(client, *command)
     deadline = time.monotonic() + 300
     while (status := client.get_job_status(job)) not in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED):
         assert time.monotonic() < deadline, client.get_job_logs(job)[-2000:]
@@ -48,3 +52,24 @@ def test_submitted_jobs_embed_and_index(cluster: str, ws: Workspace, tmp_path: P
     assert built["index"] == ws.current().index
     answer = Engine.open(ws).search("no 17", k=1)
     assert answer.hits[0].item_id == "i000017"
+
+
+def test_a_scheduled_update_survives_rounds_that_fail_and_ends_when_it_is_stopped(cluster: str, ws: Workspace) -> None:
+    client = JobSubmissionClient(cluster)
+    job = start(client, str(ROOT / "jobs/update_model.py"), "--workspace", ws.root, "--every", "1s")
+
+    def rounds() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in client.get_job_logs(job).splitlines() if line.startswith("{")]
+
+    deadline = time.monotonic() + 120
+    while len(rounds()) < 3:
+        assert time.monotonic() < deadline, client.get_job_logs(job)[-2000:]
+        time.sleep(0.5)
+    client.stop_job(job)
+    while client.get_job_status(job) != JobStatus.STOPPED:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    told = rounds()
+    assert [said["round"] for said in told] == list(range(1, len(told) + 1))
+    assert all("NotFound: no trained model answers" in said["error"] for said in told)
+    assert "Traceback" not in client.get_job_logs(job).rsplit("{", 1)[-1]

@@ -18,7 +18,7 @@ from rayrec.workspace import Workspace
 
 COMMANDS = (
     "demo", "serve", "keys", "env", "embed", "index", "search", "recommend", "similar", "evaluate", "versions",
-    "promote", "rollback", "doctor", "fit", "train", "forget", "retain",
+    "promote", "rollback", "doctor", "fit", "train", "update", "forget", "retain", "prune",
 )  # fmt: skip
 
 
@@ -61,6 +61,9 @@ FAILURES = {
     "search without workspace": (("search", "cable", "-w", "{tmp}/none"), "no workspace at"),
     "train without workspace": (("train", "-w", "{tmp}/none"), "no workspace at"),
     "train without events": (("train", "-w", "{tmp}"), "no events in"),
+    "update without workspace": (("update", "-w", "{tmp}/none"), "no workspace at"),
+    "update without a trained model": (("update", "-w", "{tmp}"), "no trained model answers in"),
+    "update every so often": (("update", "-w", "{tmp}", "--every", "often"), "expected a time above 0 like 90s"),
     "evaluate without events": (("evaluate", "-w", "{tmp}"), "no catalog in"),
     "fit without judgements": (("evaluate", "-w", "{tmp}", "--fit"), "--fit needs --judgements"),
     "nothing to promote": (("promote", "-w", "{tmp}"), "name an --index, a --model, or both"),

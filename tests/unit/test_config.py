@@ -15,6 +15,7 @@ from rayrec.config import (
     SourceConfig,
     TrainConfig,
     TrimConfig,
+    UpdateConfig,
 )
 from rayrec.errors import NotFound, SchemaError
 
@@ -93,6 +94,7 @@ def test_a_directory_or_a_binary_file_is_no_config(tmp_path: Path) -> None:
         ("fit_trimmed", TrimConfig),
         ("fit_ranking", FitRankingConfig),
         ("train", TrainConfig),
+        ("update", UpdateConfig),
     ],
 )
 def test_the_example_configs_load_and_name_every_key(name: str, kind: type[Config]) -> None:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rayrec.evaluation.metrics import bootstrap_ci, judged, ndcg
+from rayrec.evaluation.metrics import bootstrap_ci, bootstrap_ci_of_parts, judged, ndcg
 
 RATINGS = {"a": 3, "b": 0, "c": 1, "d": 2}
 
@@ -45,3 +45,13 @@ def test_the_interval_covers_the_mean_at_about_its_level():
 
 def test_equal_pairs_have_an_empty_interval():
     assert bootstrap_ci(np.zeros(20)) == (0, 0)
+
+
+def test_an_interval_of_parts_counts_each_part_alike():
+    rng = np.random.default_rng(0)
+    large, small = rng.normal(0.0, 1.0, 10_000), rng.normal(1.0, 0.1, 100)
+    low, high = bootstrap_ci_of_parts([large, small])
+    middle = (large.mean() + small.mean()) / 2
+    # standard errors .01 of each, so .01 / sqrt(2) of the mean of both
+    assert (low, high) == pytest.approx((middle - 1.96 * 0.00707, middle + 1.96 * 0.00707), abs=2e-3)
+    assert bootstrap_ci_of_parts([large]) == pytest.approx(bootstrap_ci(large), abs=2e-3)

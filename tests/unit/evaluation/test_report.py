@@ -7,7 +7,7 @@ import pytest
 
 from rayrec.data.histories import Cases, Histories
 from rayrec.evaluation.protocol import judge
-from rayrec.evaluation.report import document, gate, page
+from rayrec.evaluation.report import document, document_of, gate, gate_update, page
 
 RNG = np.random.default_rng(0)
 
@@ -32,6 +32,60 @@ def test_what_does_not_beat_each_clear_of_zero_is_not(gain):
 
 def test_without_opponents_nothing_is_promoted():
     assert not gate("hr@10", np.ones(3), {}).promoted
+
+
+def halves(value: float, n: int = 100) -> np.ndarray:
+    return np.full(n, value)
+
+
+@pytest.mark.parametrize(
+    ("old", "lost", "promoted"),
+    [(0.5, 0.0, True), (0.49, 0.02, True), (0.489, 0.022, False), (0.6, -0.2, True), (0.0, 1.0, False)],
+)
+def test_an_update_may_lose_two_hundredths_of_the_old_metric_and_no_more(old, lost, promoted):
+    verdict = gate_update("ndcg@10", (halves(0.3), halves(0.2)), (halves(old), halves(0.5)), 0.02)
+    assert verdict.promoted is promoted
+    assert verdict.forgetting.lost == pytest.approx(lost)
+    assert verdict.forgetting.ci95 == pytest.approx((lost, lost))  # all shoppers are alike
+    assert ("forgets" in verdict.reason) is not promoted
+
+
+@pytest.mark.parametrize("new", [0.2, 0.19])
+def test_an_update_that_gains_nothing_on_new_events_is_refused(new):
+    verdict = gate_update("ndcg@10", (halves(new), halves(0.2)), (halves(0.9), halves(0.5)), 0.02)
+    assert not verdict.promoted
+    assert "no gain on new events" in verdict.reason
+
+
+def test_the_interval_of_what_is_forgotten_is_told_as_a_share():
+    theirs = np.tile([0.4, 0.6], 200)
+    ours = theirs - np.tile([0.0, 0.0, 0.05, 0.05], 100)  # 0.025 of 0.5
+    verdict = gate_update("ndcg@10", (theirs + 0.1, theirs), (ours, theirs), 0.02)
+    assert verdict.forgetting.lost == pytest.approx(0.05)
+    # standard error: deviation .025 over 400 shoppers, .00125 of .5
+    assert verdict.forgetting.ci95 == pytest.approx((0.05 - 1.96 * 0.0025, 0.05 + 1.96 * 0.0025), abs=5e-4)
+
+
+def test_where_the_present_model_found_nothing_nothing_can_be_forgotten():
+    verdict = gate_update("hr@10", (halves(0.3), halves(0.2)), (halves(0.0), halves(0.0)), 0.02)
+    assert verdict.promoted
+    assert verdict.forgetting.lost == 0
+
+
+def test_both_slices_and_what_was_forgotten_are_on_the_page():
+    cases = Cases(Histories.of_rows([[0], [1, 2, 3], [4]]), np.arange(4), np.array([1, 4, 2]))
+    ours = judge(cases, lambda h: np.tile(np.arange(6, 0, -1.0), (len(h), 1)), n_items=6, cuts=(1, 3))
+    theirs = judge(cases, lambda h: np.tile(np.arange(6) * 1.0, (len(h), 1)), n_items=6, cuts=(1, 3))
+    judged = {"updated model": ours, "present model": theirs}
+    report = document_of({"new events": judged, "old events": judged}, "ndcg@3")
+    of_model = report["models"]["updated model"]
+    assert of_model["new events"] == document(judged, "ndcg@3")["models"]["updated model"]["all"]
+    assert "old events: cold users" in of_model
+    both = (ours.values["ndcg@3"], theirs.values["ndcg@3"])
+    text = page("Update", report, gate_update("ndcg@3", both, both, 0.02).to_dict())
+    assert text.count("<svg") == 2
+    assert "New events: cold users" in text
+    assert "lost (95 % interval)" in text
 
 
 class Reader(HTMLParser):

@@ -212,6 +212,30 @@ def test_next_items_by_hand():
     assert weight.tolist() == [[0.1, 0.1, 1, 0], [1, 0, 0, 0]]
 
 
+def test_what_is_not_taught_comes_before_what_is_and_counts_nothing():
+    rows, kinds = np.array([[5, 6, 7, 8]]), np.full((1, 4), BUY + 1)
+    taught = np.array([[True, False, True, False]])
+    weights = np.ones(len(EVENT_TYPES))
+    target, weight = next_items(rows, kinds, weights, taught)
+    assert target.tolist() == [[6, 7, 8, -1]]
+    assert weight.tolist() == [[0, 1, 0, 0]]
+    baskets = np.array([[1, 2, 3, 4]])
+    target, weight = next_basket_items(rows, kinds, baskets, weights, np.random.default_rng(0), taught)
+    assert (target.tolist(), weight.tolist()) == ([[6, 7, 8, -1]], [[0, 1, 0, 0]])
+
+
+def test_windows_without_anything_taught_take_no_step():
+    histories = replace(cycles(), places=np.arange(len(cycles().rows)))
+    whole, _ = make(config(), histories, split=(histories, *leave_one_out(histories)[1:]))
+    taught = np.zeros(len(histories.rows), bool)
+    taught[histories.start[1] - 1] = True  # the last event of the first shopper
+    part, _ = make(config(), histories, split=(histories, *leave_one_out(histories)[1:]), taught=taught)
+    assert len(whole._windows) == 120
+    assert part._windows.users.tolist() == ["0"]
+    with pytest.raises(SchemaError, match="nothing to learn from"):
+        make(config(), histories, split=(histories, *leave_one_out(histories)[1:]), taught=taught & False)
+
+
 def test_next_basket_items_are_of_the_basket_after_the_own_one():
     rows = np.array([[5, 6, 7, -1, 8, 9], [3, 4, -1, -1, -1, -1]])
     kinds = np.array([[4, 4, 4, SEARCH + 1, 4, 4], [4, 4, 0, 0, 0, 0]])
@@ -249,7 +273,7 @@ def test_the_next_basket_is_learned_where_the_order_within_one_says_nothing():
 
 def test_a_step_without_anything_to_foresee_changes_nothing():
     task, _ = make(config({"target": "next_basket"}), cycles())
-    task._wanted = lambda step, batch: (np.full(batch.rows.shape, -1), np.zeros(batch.rows.shape))
+    task._wanted = lambda step, batch, counts: (np.full(batch.rows.shape, -1), np.zeros(batch.rows.shape))
     task.loss(0).backward()
     assert all(p.grad is None or not p.grad.any() for p in task.module.parameters())
 

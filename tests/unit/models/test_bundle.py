@@ -57,6 +57,43 @@ def histories():
     )
 
 
+@pytest.mark.parametrize("strategy", ["id", "weighted", "gated"])
+def test_a_restored_model_is_the_same_over_a_catalog_that_grew_and_lost_items(strategy, tmp_path):
+    model, schema, text, image = make(strategy, newcomer_cost=0.1)
+    model.fusion.newcomers.fill_(1.5)
+    bundle.write(model, schema, "space-1", ITEMS_TABLE.column("item_id"), tmp_path)
+    grown = ITEMS_TABLE.take([3, 0, 11, 5])  # without eight, in another order; 11 has no id of its own
+    newer = [{"item_id": name, "title": name, "price_cents": 5} for name in ("new", "newer")]
+    grown = pa.concat_tables([grown, pa.Table.from_pylist(newer, schema=ITEMS)])
+    touched = np.array([False, False, False, True, True, False])
+    again, features = bundle.restore(tmp_path, "space-1", grown.column("item_id").combine_chunks(), touched)
+    assert features == schema
+    assert again.known[:, 0].tolist() == [1, 1, 0, 1, 1, 0]
+    at = [3, 0, 11, 5]
+    torch.testing.assert_close(again.ids.weight[:2], model.ids.weight[at[:2]])
+    assert not again.ids.weight[[2, 4, 5]].any()
+    with torch.no_grad():
+        before = model.eval().table(to_tensors(schema.content(ITEMS_TABLE, text, image), "cpu"))
+        some = schema.content(grown.slice(0, 4), text[at], image[at])
+        after = again.eval().fusion(again.ids.weight[:4], again.known[:4], to_tensors(some, "cpu"))
+    torch.testing.assert_close(after, before[at])
+    for name, value in model.state_dict().items():
+        if name not in ("ids.weight", "known"):
+            torch.testing.assert_close(again.state_dict()[name], value)
+
+
+def test_a_model_is_not_restored_into_another_space_or_from_half_a_file(tmp_path):
+    model, schema, _, _ = make()
+    ids = ITEMS_TABLE.column("item_id").combine_chunks()
+    bundle.write(model, schema, "space-1", ids, tmp_path)
+    with pytest.raises(IncompatibleArtifact, match="space-1, the index holds space-2"):
+        bundle.restore(tmp_path, "space-2", ids, np.zeros(N, bool))
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-20])
+    with pytest.raises(IncompatibleArtifact, match="not a usable model"):
+        bundle.restore(tmp_path, "space-1", ids, np.zeros(N, bool))
+
+
 @pytest.mark.parametrize("strategy", ["id", "weighted", "concat", "gated", "attention"])
 @pytest.mark.parametrize("images", [True, False])
 def test_the_bundle_answers_as_torch_does(strategy, images, tmp_path):
