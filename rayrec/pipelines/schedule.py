@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any
 
-from rayrec.errors import SchemaError
+from rayrec.errors import RayrecError, SchemaError, described
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ def repeat(
         try:
             said |= once()
         except Exception as error:  # the loop's edge
-            log.warning("round %d failed", rounds, exc_info=True)
-            said |= {"error": f"{type(error).__name__}: {error}"}
+            log.warning("round %d failed: %s", rounds, described(error))
+            said |= {"error": str(error) if isinstance(error, RayrecError) else type(error).__name__}
         tell(json.dumps(said))
         stop.wait(max(0.0, every_s - (time.monotonic() - started)))
     return rounds
