@@ -19,7 +19,6 @@ import numpy as np
 from benchmarks.bench_live import Client
 from rayrec.engine import Engine
 from rayrec.errors import RayrecError
-from rayrec.item_vectors import ItemVectors
 from rayrec.schema import Change
 from rayrec.store import CatalogLog, open_catalog_log
 from rayrec.workspace import Workspace
@@ -194,10 +193,7 @@ def everything(log: CatalogLog, after: int) -> list[Change]:
 def replayed(ws: Workspace, index: str, log: CatalogLog) -> Engine:
     """An engine of the same base that took up the log in one go, in this process."""
     engine = Engine.load(ws, index, ws.current().model)
-    vectors = ItemVectors(log, ws, ws.manifest("indexes", index)["encoder"], engine.encoder)
-    changes = everything(log, engine.live.offset)
-    if changes:
-        engine.update(engine.live.plan(changes, vectors), changes[-1].offset)
+    engine.catch_up(ws, log)
     return engine
 
 

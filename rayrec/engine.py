@@ -25,6 +25,7 @@ from rayrec.config import FusionWeights
 from rayrec.encoders.base import Encoder
 from rayrec.encoders.image import ImageEncoder
 from rayrec.errors import IncompatibleArtifact, InvalidRequest, NotFound, described
+from rayrec.item_vectors import ItemVectors
 from rayrec.photo import Photo, no_pictures
 from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.retrieval.base import Candidates, Probe, Update
@@ -32,6 +33,7 @@ from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.retrieval.completions import Completion
 from rayrec.retrieval.shards import Shards
 from rayrec.scorer import Near, Scored, Scorer
+from rayrec.store import CatalogLog, default_store, open_catalog_log
 from rayrec.trained import TrainedModel
 from rayrec.workspace import Workspace
 
@@ -40,6 +42,7 @@ log = logging.getLogger(__name__)
 CACHED_VECTORS = 2_048
 CANDIDATE_CACHE_MIB = 32  # some 230 queries of 4,400 candidates
 _CANDIDATE_BYTES = 33
+_AT_ONCE = 1_000
 POPULAR = "answered with what is popular"
 
 
@@ -94,7 +97,8 @@ class Engine:
     def open(
         cls, workspace: str | os.PathLike[str] | Workspace, *, index: str | None = None, **caches: Any
     ) -> "Engine":
-        """Load the version that `current.json` names, or `index`. caches: as of the constructor.
+        """Load the version that `current.json` names, or `index`, and what the running shop changed since then, if its
+        store is in the workspace. caches: as of the constructor.
 
         Raises NotFound without one, IncompatibleArtifact if a file is damaged or the encoder's space differs.
         """
@@ -104,7 +108,22 @@ class Engine:
         if version is None:
             raise NotFound(f"no index answers in {ws.uri} yet; run 'rayrec index' (and 'rayrec embed' before it)")
         model = pointer.model if index is None else None
-        return cls.load(ws, version, model, **caches)
+        engine = cls.load(ws, version, model, **caches)
+        store = default_store(ws)
+        if store is not None:
+            changes = open_catalog_log(store)
+            try:
+                engine.catch_up(ws, changes)
+            finally:
+                changes.close()
+        return engine
+
+    def catch_up(self, ws: Workspace, changes: CatalogLog) -> None:
+        """Take up what the log has beyond this index. Never beside an answer."""
+        vectors = ItemVectors(changes, ws, ws.manifest("indexes", self.versions["index"])["encoder"], self.encoder)
+        while part := changes.changes(self.live.offset, _AT_ONCE):
+            self.update(self.live.plan(part, vectors), part[-1].offset)
+            self.live.offset = part[-1].offset
 
     @classmethod
     def load(

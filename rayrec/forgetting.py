@@ -17,18 +17,13 @@ from typing import Any
 
 from rayrec.barring import Bars
 from rayrec.rewriting import clean, clean_copies, traces
-from rayrec.store import EventStore, file_in, open_store
+from rayrec.store import EventStore, default_store, open_store
 from rayrec.store.base import shopper
 from rayrec.workspace import Workspace
 
 Receipt = dict[str, Any]
 """receipt_id, at_us, until_us, in_answers_after_s, places: [{place, removed}]; never whom it is about"""
 _DAY_US = 86_400_000_000
-
-
-def default_store(ws: Workspace) -> str | None:
-    """URL of the store that a service on one machine keeps in its workspace; None where there is none."""
-    return file_in(ws.root) if ws.is_local and ws.exists("store", "live.db") else None
 
 
 def forget(

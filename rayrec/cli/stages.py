@@ -180,12 +180,11 @@ def prune(
 ) -> None:
     """Take old versions away, and of the log of changes what all that are kept contain."""
     from rayrec.pruning import prune as run
-    from rayrec.store import file_in
+    from rayrec.store import default_store
     from rayrec.workspace import Workspace
 
     ws = Workspace.open(workspace, create=False)
-    own = file_in(ws.root) if ws.is_local and ws.exists("store", "live.db") else None
-    print_values(run(ws, keep, store or own).to_dict(), as_json)
+    print_values(run(ws, keep, store or default_store(ws)).to_dict(), as_json)
 
 
 @command()

@@ -17,9 +17,8 @@ from rayrec.data.catalog import CATALOG, LIVE
 from rayrec.embedding_store import EmbeddingStore
 from rayrec.errors import NotFound
 from rayrec.item_vectors import ItemVectors
-from rayrec.pipelines.event_log import default_store
 from rayrec.schema import CONTENT_HASH, Change
-from rayrec.store import open_catalog_log
+from rayrec.store import default_store, open_catalog_log
 from rayrec.workspace import Staged, Workspace
 
 log = logging.getLogger(__name__)

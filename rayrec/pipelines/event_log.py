@@ -14,10 +14,9 @@ import pyarrow as pa
 from rayrec.barring import Bars
 from rayrec.data import events
 from rayrec.errors import NotFound
-from rayrec.forgetting import default_store
 from rayrec.rewriting import clean_version
 from rayrec.schema import EVENTS, validate
-from rayrec.store import EventStore, open_store
+from rayrec.store import EventStore, default_store, open_store
 from rayrec.workspace import ENVELOPE, Workspace
 
 log = logging.getLogger(__name__)

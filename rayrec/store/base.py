@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from rayrec.errors import SchemaError
 from rayrec.schema import Change
+from rayrec.workspace import Workspace
 
 Event = dict[str, Any]
 """The columns of EVENTS that are known; event_id, type and ts_us always are."""
@@ -178,6 +179,11 @@ def _is_file(url: str) -> bool:
 def file_in(root: str) -> str:
     """URL of the file in which a workspace's own store is, on one machine."""
     return f"{_FILE}{root}/store/live.db"
+
+
+def default_store(ws: Workspace) -> str | None:
+    """URL of the store that a service on one machine keeps in its workspace; None where there is none."""
+    return file_in(ws.root) if ws.is_local and ws.exists("store", "live.db") else None
 
 
 def shopper(user_id: str | None, session_id: str | None) -> str | None:

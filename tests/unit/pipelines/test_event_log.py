@@ -8,9 +8,9 @@ import pytest
 from rayrec.config import SourceConfig
 from rayrec.errors import NotFound
 from rayrec.pipelines import event_log
-from rayrec.pipelines.event_log import default_store, export_events, newest_events, read_events
+from rayrec.pipelines.event_log import export_events, newest_events, read_events
 from rayrec.pipelines.index import publish_events
-from rayrec.store import EventStore, open_store
+from rayrec.store import EventStore, default_store, open_store
 from rayrec.workspace import Staged, Workspace
 from tests.fakes import NOW_US, make_events
 

@@ -9,6 +9,8 @@ import pytest
 
 from rayrec import encoder_exports
 from rayrec.config import ServeConfig
+from rayrec.engine import Engine
+from rayrec.errors import NotFound
 from rayrec.serving.backends import FusedBackend
 from rayrec.serving.catalog import Catalog
 from rayrec.serving.telemetry import Telemetry
@@ -227,6 +229,16 @@ def test_a_swap_goes_on_from_its_own_place_in_the_log(make_app, ws):
         assert time.monotonic() < deadline
     assert ids(search(app, "quokka mug", 3))[0] == "mug"
     assert {app.call("GET", f"/v1/items/{name}").status for name in ("i0003", "i0004")} == {404}
+
+
+def test_who_opens_the_workspace_without_a_service_has_the_changes_too(app, ws):
+    put(app, MUG)
+    delete(app, "i0003")
+    engine = Engine.open(ws)
+    assert engine.search("quokka mug").hits[0].item_id == "mug"
+    assert engine.versions["log_offset"] == 2
+    with pytest.raises(NotFound):
+        engine.item("i0003")
 
 
 def test_who_asks_for_a_change_that_never_comes_is_told_in_time(app, monkeypatch):
