@@ -139,6 +139,16 @@ def processes(root: psutil.Process, wanted: str) -> list[psutil.Process]:
     return found
 
 
+def come_back(root: psutil.Process, wanted: str, until_s: float = 120) -> list[psutil.Process]:
+    """The processes of a name, as soon as there is one: the last one killed may not be replaced yet."""
+    deadline = time.monotonic() + until_s
+    while not (found := processes(root, wanted)):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"no {wanted} came back")
+        time.sleep(0.2)
+    return found
+
+
 def kill_all(root: psutil.Process) -> None:
     tree = [root, *root.children(recursive=True)]
     for process in tree:
@@ -223,9 +233,7 @@ def run(folder: Path, ws: Workspace, args: Any, redis: RedisServer | None) -> di
             while victims:
                 victim = victims.pop(0)
                 time.sleep(rng.uniform(0.3, 1.5))
-                alive = processes(root, NAMES[victim]) if victim in NAMES else []
-                if victim in NAMES and not alive:
-                    victim = f"{victim} (none there)"
+                alive = come_back(root, NAMES[victim]) if victim in NAMES else []
                 done[victim] += 1
                 print(
                     f"{sum(done.values())}: {victim}, {len(ledger.acked)} events, {len(changed.acked)} changes",
@@ -238,7 +246,7 @@ def run(folder: Path, ws: Workspace, args: Any, redis: RedisServer | None) -> di
                     assert redis is not None
                     redis.kill()
                     redis.start()
-                elif alive:
+                else:
                     with contextlib.suppress(psutil.Error):
                         rng.choice(alive).kill()
                 if rng.random() < 0.5:  # else the next one falls while the service is still coming back
