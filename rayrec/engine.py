@@ -123,7 +123,7 @@ class Engine:
         vectors = ItemVectors(changes, ws, ws.manifest("indexes", self.versions["index"])["encoder"], self.encoder)
         while part := changes.changes(self.live.offset, _AT_ONCE):
             self.update(self.live.plan(part, vectors), part[-1].offset)
-            self.live.offset = part[-1].offset
+            self.live.took(part[-1].offset)
 
     @classmethod
     def load(

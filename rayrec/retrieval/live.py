@@ -50,6 +50,7 @@ class LiveCatalog:
         self._load_pictures = pictures
         self._pictures: Pictures | None = None
         self._said: dict[int, _Said] = {}
+        self._planned: dict[int, _Said] = {}
 
     def plan(self, changes: Sequence[Change], embed: Embed) -> list[Update]:
         """What becomes of each item, once, by rows; changes in the order of the log. May take its time to embed.
@@ -80,8 +81,14 @@ class LiveCatalog:
             if not made and row >= self._columns.n:  # gone before it was ever seen: its place is taken all the same
                 words, made = ("", ""), {"vector": np.zeros(self._dim, np.float32)}
             updates.append(Update(row, newest[row].item_id, record, words, **made))
-        self._said.update(fresh)
+        self._planned = fresh
         return updates
+
+    def took(self, offset: int) -> None:
+        """What was planned is taken up, so that the changes up to `offset` are. Without this they are planned anew."""
+        self._said.update(self._planned)
+        self._planned = {}
+        self.offset = offset
 
     def _before(self, row: int) -> _Said | None:
         """What the index has as the words and vector of a row, whether or not it is there now."""

@@ -127,7 +127,7 @@ class Tail:
 
             def take_up(updates: list[Update] = updates, offset: int = changes[-1].offset) -> None:
                 following.update(updates, offset)
-                live.offset = offset
+                live.took(offset)
 
             between(take_up)
             self._on_change(live.offset)

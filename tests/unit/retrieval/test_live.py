@@ -42,7 +42,7 @@ def gone(offset: int, item_id: str) -> Change:
 
 def apply(engine: Engine, *changes: Change) -> None:
     engine.update(engine.live.plan(changes, embed), changes[-1].offset)
-    engine.live.offset = changes[-1].offset
+    engine.live.took(changes[-1].offset)
 
 
 @pytest.fixture(params=[1, 3])
@@ -170,6 +170,25 @@ def test_an_item_put_again_as_it_was_changes_no_answer(engine: Engine) -> None:
     after = [(h.item_id, h.score) for h in engine.search("acme usb cable", k=500).hits]
     assert [i for i, _ in after] == [i for i, _ in before]  # their words stand beside the index now, scored as in it
     np.testing.assert_allclose([s for _, s in after], [s for _, s in before], atol=1e-6)
+
+
+def test_what_could_not_be_taken_up_is_planned_anew(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever failed, and however far it had come."""
+    change = put(1, record("new", "quokka plush toy", brand="Zenith")), gone(2, "i0000")
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    for broken in ("update", "padded"):
+        with monkeypatch.context() as patched:
+            target = type(engine.columns) if broken == "update" else type(engine.scorer.behavior)
+            patched.setattr(target, broken, fails)
+            with pytest.raises(RuntimeError):
+                apply(engine, *change)
+    apply(engine, *change)
+    assert found(engine, "quokka plush", mode="lexical") == ["new"]
+    assert found(engine, "quokka plush toy zenith", mode="dense")[0] == "new"
+    assert "i0000" not in found(engine, "")
 
 
 def test_a_new_price_costs_no_embedding_and_moves_no_word(engine: Engine) -> None:
