@@ -42,7 +42,8 @@ class SearchRequest:
     a count is the total of choosing that value. cursor: of the answer before, wins over page. mode: lexical and
     dense order by words or vectors alone. user_id: who asks, recent: what they did just now; their taste counts for the
     order, never for what is found. min_offset: of a change of the catalog that the answer has to know, for which the
-    service waits. forgotten_us: until when nothing that they did may count. Raises InvalidRequest.
+    service waits; as_of: of the last one that counts, so that later pages are of the first one's catalog. forgotten_us:
+    until when nothing that they did may count. Raises InvalidRequest.
     """
 
     query: str = ""
@@ -58,6 +59,7 @@ class SearchRequest:
     user_id: str | None = None
     recent: Sequence[Recent] = ()
     min_offset: int = 0
+    as_of: int | None = None
     forgotten_us: int = -1
 
     def __post_init__(self) -> None:

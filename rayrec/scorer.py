@@ -119,13 +119,19 @@ class Scorer:
         """What works out changes after `offset`, as of `Shards.live`."""
         return self._shards.live(offset, image_weight)
 
+    def taken_back(self, updates: Sequence[Update]) -> list[Update]:
+        """As of `Shards.taken_back`."""
+        return self._shards.taken_back(updates)
+
     def update(self, updates: Sequence[Update], offset: int) -> None:
         """Take up what became of items by changes up to `offset`, shards included. Never beside an answer."""
-        before = [
-            self.columns.records([u.row])[0] if self.columns.row(u.item_id) is not None else None for u in updates
-        ]
+        records: dict[int, Any] = {}
+        for update in updates:
+            if update.row not in records and self.columns.row(update.item_id) is not None:
+                records[update.row] = self.columns.records([update.row])[0]
         self._shards.update(updates)
-        for update, old in zip(updates, before, strict=True):
+        for update in updates:
+            old, records[update.row] = records.get(update.row), update.record
             self._completions.change(old, update.record, float(self.behavior.popularity[update.row]))
             if self._pictures is not None and (update.picture is not None or update.row >= len(self._pictures.values)):
                 self._pictures.put(update.row, 0 if update.picture is None else update.picture)

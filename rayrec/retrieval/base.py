@@ -35,13 +35,14 @@ class Probe:
 
     query: words to match; None asks for none. vector: float32 (D,), L2-normalised; None asks for no vectors.
     background: the query's mean cosine to items in general, from which the dense floor is reckoned. min_offset: of the
-    change of the catalog that whoever looks has to know.
+    change of the catalog that whoever looks has to know; as_of: of the last one that counts, None for all.
     """
 
     query: str | None
     vector: np.ndarray | None = None
     background: float = 0.0
     min_offset: int = 0
+    as_of: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,12 @@ class Found:
 class Update:
     """What became of one item of an index that answers.
 
-    record: a value for each column of ITEMS; None: it is deleted. words: (text, attributes) for the word index, and
-    vector float32 (D,), None where they are as before; text and picture: of what the vector is made.
+    offset: of the change. record: a value for each column of ITEMS; None: it is deleted. words: (text, attributes) for
+    the word index, and vector float32 (D,), None where they are as before; text and picture: of what a vector is made.
+    as_built: the words are those that the index was built with.
     """
 
+    offset: int
     row: int
     item_id: str
     record: dict[str, Any] | None
@@ -78,6 +81,7 @@ class Update:
     vector: np.ndarray | None = None
     text: np.ndarray | None = None
     picture: np.ndarray | None = None
+    as_built: bool = False
 
 
 class Column:

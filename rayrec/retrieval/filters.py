@@ -145,8 +145,6 @@ class ItemColumns:
     def _remove(self, row: int) -> None:
         self._there.put(row, False)
         self.there = self._there.values
-        if row >= self.items.num_rows:
-            self._changed.pop(row, None)
 
     # -- values -----------------------------------------------------------------------------------
 

@@ -109,10 +109,7 @@ class LexicalIndex:
 
     def put(self, position: int, text: str, attributes: str) -> None:
         """Change what an item says, or add the next one."""
-        for term in self._said.pop(position, ()):
-            del self._beside[term][position]
-            if not self._beside[term]:
-                del self._beside[term]
+        self._unsay(position)
         scores: dict[str, float] = {}
         for field, said in (("text", text), ("attributes", attributes)):
             words = Counter(self.analyzer.tokenizer.analyze(self.analyzer.indexed(said)))
@@ -129,6 +126,22 @@ class LexicalIndex:
                 self._holds = np.ones(self._built, bool)
             self._holds[position] = False
         self.n = max(self.n, position + 1)
+
+    def restore(self, position: int) -> None:
+        """An item says again what it said when the index was built."""
+        self._unsay(position)
+        if self._holds is not None:
+            self._holds[position] = True
+
+    def holds(self, position: int) -> bool:
+        """Whether an item says what it said when the index was built."""
+        return position < self._built and (self._holds is None or bool(self._holds[position]))
+
+    def _unsay(self, position: int) -> None:
+        for term in self._said.pop(position, ()):
+            del self._beside[term][position]
+            if not self._beside[term]:
+                del self._beside[term]
 
     def _rarity(self, field: str, term: str) -> float:
         """ln(1 + (N - n + 1/2) / (n + 1/2)) of n of the N built items with a term."""

@@ -21,7 +21,7 @@ from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.retrieval.dense import DenseIndex
 from rayrec.retrieval.filters import ItemColumns
 from rayrec.retrieval.lexical import LexicalIndex
-from rayrec.retrieval.live import LiveCatalog, Pictures
+from rayrec.retrieval.live import LiveCatalog, Pictures, taken_back
 
 _SAMPLE = 512
 _PARTS = "parts.npz"
@@ -80,12 +80,21 @@ class Shard:
             position, number = divmod(update.row, self.count)
             if number != self.number:
                 continue
-            if update.words is not None:
+            if update.as_built:
+                self.lexical.restore(position)
+            elif update.words is not None:
                 self.lexical.put(position, *update.words)
             if update.vector is not None:
                 self.dense.put(position, update.vector)
             self._there.put(position, update.record is not None)
             self._lacks_any = self._lacks_any or update.record is None
+
+    def before(self, row: int) -> tuple[bool, np.ndarray | None]:
+        """(whether an item says what it said when the index was built, its vector if it is one of this shard)."""
+        position, number = divmod(row, self.count)
+        if number != self.number or position >= self.dense.n:
+            return False, None
+        return self.lexical.holds(position), self.dense.vectors(np.array([position]))[0]
 
     @property
     def there(self) -> np.ndarray | None:
@@ -194,6 +203,10 @@ class Shards:
             shard.update(updates)
         self.columns.update(updates)
         self.behavior = self.behavior.padded(self.columns.n)
+
+    def taken_back(self, updates: Sequence[Update]) -> list[Update]:
+        """As of `live.taken_back`."""
+        return taken_back(updates, self.columns, lambda row: self._shards[row % self.count].before(row))
 
     def find(self, probe: Probe) -> list[Found]:
         """What each shard has for a probe."""

@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial, wraps
 from typing import Any, Protocol, TypeVar
 
@@ -142,7 +141,13 @@ class FusedBackend:
 
     async def search(self, version: Loaded[Engine], request: SearchRequest, encoded: Encoded) -> Answer:
         await self._reach(version, request.min_offset)
-        return await self._run(version.value.answer, request, encoded)
+        return await self._run(self._answer, version.value, request, encoded)
+
+    def _answer(self, engine: Engine, request: SearchRequest, encoded: Encoded) -> Answer:
+        if self.tail is None or request.as_of is None:
+            return engine.answer(request, encoded)
+        with self.tail.of(engine).as_of(request.as_of):
+            return engine.answer(request, encoded)
 
     async def similar(self, version: Loaded[Engine], request: SimilarRequest) -> Answer:
         return await self._run(version.value.answer_similar, request)
@@ -314,9 +319,7 @@ class RemoteScorer:
     @discreet
     async def search(self, pair: Pair, request: SearchRequest, encoded: Encoded) -> Answer:
         await self._part.reach(pair, request.min_offset)
-        probe = await self._run(self._part.scorer(pair).probe, request, encoded)
-        if probe is not None and request.min_offset:
-            probe = replace(probe, min_offset=request.min_offset)
+        probe = await self._run(self._part.probe, pair, request, encoded)
         found = [] if probe is None else await self._retrievers.find(pair, probe)
         return await self._run(self._part.answer, pair, request, probe, found, encoded)
 

@@ -82,7 +82,7 @@ class Gateway:
             pinned = None
             if request.cursor is not None:
                 pinned, offset = cursor_index(request.cursor), cursor_offset(request.cursor)
-                request = replace(request, min_offset=max(request.min_offset, offset))
+                request = replace(request, min_offset=max(request.min_offset, offset), as_of=offset)
             answer = await self._by_a_version(lambda version: self._search(version, request, load), pinned)
         return self._finished("search", answer, started, lack)
 

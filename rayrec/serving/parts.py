@@ -4,7 +4,8 @@ Each follows the workspace's pointer by itself and keeps the pair before the pre
 name the pair they want and fall back on the other where a part is not there yet.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from rayrec.item_vectors import ItemVectors
 from rayrec.photo import no_pictures
 from rayrec.request import SearchRequest
 from rayrec.retrieval.base import Found, Hits, Probe, Update
-from rayrec.retrieval.live import LiveCatalog, Pictures
+from rayrec.retrieval.live import LiveCatalog, Pictures, taken_back
 from rayrec.retrieval.shards import Shard, Shards, load_columns
 from rayrec.scorer import Scorer
 from rayrec.serving.tail import Between, Following, Tail, alone
@@ -113,7 +114,7 @@ def load_engine(config: ServeConfig) -> Callable[[Workspace, Pair, Engine | None
 
 def engine_changes(ws: Workspace, pair: Pair, engine: Engine, catalog: CatalogLog) -> Following:
     vectors = ItemVectors(catalog, ws, ws.manifest("indexes", pair.index)["encoder"], engine.encoder)
-    return Following(engine, engine.live, engine.update, vectors)
+    return Following(engine, engine.live, engine.update, engine.shards.taken_back, vectors)
 
 
 class Encoders(NamedTuple):
@@ -212,7 +213,10 @@ class Retriever:
             columns.update(updates)
             shard.update(updates)
 
-        return Following(shard, live, update, ItemVectors(catalog, ws, manifest["encoder"]))
+        def back(updates: Sequence[Update]) -> list[Update]:
+            return taken_back(updates, columns, shard.before)
+
+        return Following(shard, live, update, back, ItemVectors(catalog, ws, manifest["encoder"]))
 
     async def reach(self, pair: Pair, offset: int) -> None:
         """Wait until the change of an offset is taken up. Raises VersionNotLoaded, Unavailable."""
@@ -223,11 +227,17 @@ class Retriever:
         """What the shard has for each probe. Raises VersionNotLoaded."""
         self._telemetry.batch.labels("retrieve").observe(len(probes))
         shard = self._live.get(pair).value
-        found = shard.find(probes)
         if self.tail is None:
-            return found
-        offset = self.tail.offset(shard)
-        return [replace(each, offset=offset) for each in found]
+            return shard.find(probes)
+        following = self.tail.of(shard)
+        offset = following.live.offset
+        present = [place for place, probe in enumerate(probes) if probe.as_of is None or probe.as_of >= offset]
+        found = dict(zip(present, shard.find([probes[place] for place in present]), strict=True))
+        for place, probe in enumerate(probes):
+            if place not in found:
+                with following.as_of(probe.as_of or 0):
+                    found[place] = shard.find([probe])[0]
+        return [replace(found[place], offset=offset) for place in range(len(probes))]
 
     def nearest(self, pair: Pair, vector: np.ndarray, k: int, allowed: np.ndarray | None) -> Hits:
         """The k items nearest to vector (D,). allowed: packed bits of this shard's mask. Raises VersionNotLoaded."""
@@ -285,7 +295,7 @@ class ScorerPart:
         manifest = ws.manifest("indexes", pair.index)
         weight = (manifest["encoder"].get("images") or {}).get("weight")
         live = scorer.live(manifest["log_offset"], weight)
-        return Following(scorer, live, scorer.update, ItemVectors(catalog, ws, manifest["encoder"]))
+        return Following(scorer, live, scorer.update, scorer.taken_back, ItemVectors(catalog, ws, manifest["encoder"]))
 
     async def reach(self, pair: Pair, offset: int) -> None:
         """Wait until the change of an offset is taken up. Raises VersionNotLoaded, Unavailable."""
@@ -300,6 +310,25 @@ class ScorerPart:
         self, pair: Pair, request: SearchRequest, probe: Probe | None, found: Sequence[Found], encoded: Encoded
     ) -> Answer:
         """A search from what the shards found for its probe; no probe, what is popular."""
+        with self.as_of(pair, request):
+            return self._answer(pair, request, probe, found, encoded)
+
+    def probe(self, pair: Pair, request: SearchRequest, encoded: Encoded) -> Probe | None:
+        """What the shards are to look for."""
+        probe = self.scorer(pair).probe(request, encoded)
+        return None if probe is None else replace(probe, min_offset=request.min_offset, as_of=request.as_of)
+
+    @contextlib.contextmanager
+    def as_of(self, pair: Pair, request: SearchRequest) -> Iterator[None]:
+        """As the catalog was when the request's cursor was made."""
+        with contextlib.ExitStack() as stack:
+            if self.tail is not None and request.as_of is not None:
+                stack.enter_context(self.tail.of(self.scorer(pair)).as_of(request.as_of))
+            yield
+
+    def _answer(
+        self, pair: Pair, request: SearchRequest, probe: Probe | None, found: Sequence[Found], encoded: Encoded
+    ) -> Answer:
         scorer = self.scorer(pair)
         scored = scorer.everything() if probe is None else scorer.scored(probe, list(found), mode=request.mode)
         answer = scorer.search(request, scored, search_coverage(probe, encoded))

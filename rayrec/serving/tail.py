@@ -5,10 +5,11 @@ answer, then by the one that does, then by the one before: a swap never goes bac
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,19 +21,38 @@ from rayrec.store import CatalogLog
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 100  # changes, whose taking up holds answers up for some 10 ms
+AT_ONCE = 100  # changes, whose taking up holds answers up for 3 (prices) to 17 ms (new items), of 15,000 items
 _WAIT_S = 3.0
 _RETRY_S = 1.0
 
 
 @dataclass(frozen=True)
 class Following:
-    """A part of an index version that takes up changes. part: what is loaded; update: takes them up."""
+    """A part of an index version that takes up changes.
+
+    part: what is loaded; update: takes them up; taken_back: what would take them back.
+    """
 
     part: Any
     live: LiveCatalog
     update: Callable[[Sequence[Update], int], None]
+    taken_back: Callable[[Sequence[Update]], list[Update]]
     vectors: ItemVectors
+
+    @contextlib.contextmanager
+    def as_of(self, offset: int) -> Iterator[None]:
+        """While the block runs, the part knows the changes up to `offset` alone. Only in the thread that answers.
+
+        It stays as it is if it is not that far yet, or that was more than some hundred changes ago.
+        """
+        steps = self.live.since(offset) or []
+        if steps:
+            self.update([back for _, back in reversed(steps)], offset)
+        try:
+            yield
+        finally:
+            if steps:
+                self.update([update for update, _ in steps], self.live.offset)
 
 
 Between = Callable[[Callable[[], None]], None]
@@ -126,8 +146,9 @@ class Tail:
             updates = live.plan(changes, following.vectors)
 
             def take_up(updates: list[Update] = updates, offset: int = changes[-1].offset) -> None:
+                back = following.taken_back(updates)
                 following.update(updates, offset)
-                live.took(offset)
+                live.took(offset, zip(updates, back, strict=True))
 
             between(take_up)
             self._on_change(live.offset)

@@ -10,7 +10,9 @@ import pytest
 from rayrec.data.catalog import content_hash, item_text
 from rayrec.engine import Engine
 from rayrec.errors import NotFound
+from rayrec.item_vectors import ItemVectors
 from rayrec.schema import ITEMS, Change
+from rayrec.serving.tail import Following
 from tests.fakes import (
     BRANDS,
     CATEGORIES,
@@ -26,6 +28,13 @@ COLORS = ["red", "green", "violet"]
 
 def embed(contents: Mapping[str, str]) -> dict[str, np.ndarray]:
     return dict(zip(contents, ENCODER.encode(list(contents.values())), strict=True))
+
+
+class Vectors(ItemVectors):
+    """Not asked."""
+
+    def __init__(self) -> None:
+        pass
 
 
 def record(item_id: str, title: str, **more: Any) -> dict[str, Any]:
@@ -155,6 +164,55 @@ def test_answers_do_not_depend_on_how_many_changes_come_at_once(tmp_path: Path, 
         assert len({str([(h.item_id, h.score) for h in a.hits]) for a in answers}) == 1
         assert len({str(a.facets) for a in answers}) == 1
     assert len({str(engine.columns.rows) for engine in engines}) == 1
+
+
+def answers(engine: Engine) -> list[str]:
+    """All that a page may show of some searches."""
+    asked = [("zebra pizza", "hybrid"), ("acme usb cable", "hybrid"), ("red walnut", "dense"), ("", "hybrid")]
+    found = [engine.search(query, mode=mode, k=300, facets=["brand", "category"]) for query, mode in asked]
+    return [str(([(h.item_id, round(h.score, 9), h.item) for h in a.hits], a.facets, a.versions)) for a in found]
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 40])
+def test_a_catalog_of_before_is_had_back_for_a_moment(tmp_path: Path, shards: int, at_once: int) -> None:
+    engine = build_engine(tmp_path, make_catalog(120), shards=shards)
+    following = Following(engine, engine.live, engine.update, engine.shards.taken_back, Vectors())
+    changes = random_changes(np.random.default_rng(5), shop_of(engine), 120, 1)
+    seen = {0: answers(engine)}
+    for first in range(0, 120, at_once):
+        part = changes[first : first + at_once]
+        updates = engine.live.plan(part, embed)
+        back = engine.shards.taken_back(updates)
+        engine.update(updates, part[-1].offset)
+        engine.live.took(part[-1].offset, zip(updates, back, strict=True))
+        seen[part[-1].offset] = answers(engine)
+    now = answers(engine)
+
+    for offset in sorted(seen, reverse=True):
+        with following.as_of(offset):
+            assert answers(engine) == seen[offset], offset
+        assert answers(engine) == now
+    one_by_one = build_engine(tmp_path / "other", make_catalog(120), shards=shards)
+    for change in changes[:33]:  # in the middle of what was taken up at once
+        apply(one_by_one, change)
+    with following.as_of(33):
+        assert answers(engine) == answers(one_by_one)
+
+
+def test_what_is_too_long_ago_is_answered_from_the_present(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayrec.retrieval.live.KEPT", 3)
+    for offset in range(1, 6):
+        updates = engine.live.plan([put(offset, record("new", f"quokka number {offset}"))], embed)
+        back = engine.shards.taken_back(updates)
+        engine.update(updates, offset)
+        engine.live.took(offset, zip(updates, back, strict=True))
+    assert engine.live.since(1) is None
+    assert [step.offset for step, _ in engine.live.since(2) or []] == [3, 4, 5]
+    following = Following(engine, engine.live, engine.update, engine.shards.taken_back, Vectors())
+    for offset, number in ((1, 5), (2, 2), (4, 4), (9, 5)):
+        with following.as_of(offset):
+            assert engine.item("new")["title"] == f"quokka number {number}"
+    assert engine.item("new")["title"] == "quokka number 5"
 
 
 def test_an_item_put_again_as_it_was_changes_no_answer(engine: Engine) -> None:

@@ -249,6 +249,31 @@ def test_who_asks_for_a_change_that_never_comes_is_told_in_time(app, monkeypatch
     assert "retry-after" in refused.headers
 
 
+def test_pages_are_of_the_catalog_of_the_first_one_whatever_changes(make_app):
+    """On any replica: nothing is shown twice, nothing that the first page's search found is left out."""
+    first, second = make_app(), make_app()
+    offset = put(first, *[{**MUG, "item_id": f"mug{n:02}", "price_cents": n} for n in range(20)]).json["offset"]
+    whole = ids(search(second, "quokka mug", offset, page_size=500, filters={"brand": ["Zenith"]}))
+    assert len(whole) == 20
+
+    shown, cursor, apps = [], None, [first, second]
+    while True:
+        asked = {"page_size": 4, "filters": {"brand": ["Zenith"]}, "cursor": cursor}
+        page = search(apps[0], "quokka mug", **asked)
+        assert page["versions"]["log_offset"] == (offset if cursor else page["versions"]["log_offset"])
+        shown += ids(page)
+        cursor = page["cursor"]
+        if cursor is None:
+            break
+        delete(first, shown[0])
+        put(first, {**MUG, "item_id": f"late{len(shown)}", "title": "Quokka mug, quokka mug"})
+        last = patch(second, whole[-1], brand="Another", title="Nothing of the kind").json["offset"]
+        search(second, "", last)
+        apps.reverse()
+    assert shown == whole
+    assert search(first, "quokka mug", last, filters={"brand": ["Zenith"]}, page_size=500)["total"] != 20
+
+
 def test_pages_wait_for_the_changes_of_the_page_before(make_app):
     first, second = make_app(), make_app()
     put(first, *[{**MUG, "item_id": f"mug{n}"} for n in range(6)])
