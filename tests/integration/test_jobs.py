@@ -71,5 +71,5 @@ def test_a_scheduled_update_survives_rounds_that_fail_and_ends_when_it_is_stoppe
         time.sleep(0.5)
     told = rounds()
     assert [said["round"] for said in told] == list(range(1, len(told) + 1))
-    assert all("NotFound: no trained model answers" in said["error"] for said in told)
+    assert all("no trained model answers" in said["error"] for said in told)
     assert "Traceback" not in client.get_job_logs(job).rsplit("{", 1)[-1]
