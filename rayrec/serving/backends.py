@@ -28,7 +28,7 @@ from rayrec.retrieval.shards import best_rows, own_part
 from rayrec.scorer import Near
 from rayrec.serving.batching import Batcher, by_key
 from rayrec.serving.parts import ScorerPart, engine_changes, follow, follow_with_changes, load_engine
-from rayrec.serving.tail import Between, Tail
+from rayrec.serving.tail import Between, Tail, no_such_change
 from rayrec.serving.telemetry import Telemetry
 from rayrec.serving.versions import Live, Loaded, Pair, T
 from rayrec.store import CatalogLog
@@ -175,8 +175,11 @@ class FusedBackend:
         return vectors.space, np.stack(list(made.values()))
 
     async def _reach(self, version: Loaded[Engine], offset: int) -> None:
-        if self.tail is not None and offset:
-            await self.tail.reach(version.value, offset)
+        if not offset:
+            return
+        if self.tail is None:
+            raise no_such_change(offset)
+        await self.tail.reach(version.value, offset)
 
     async def _run(self, work: Callable[..., R], *args: Any) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)

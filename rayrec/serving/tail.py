@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rayrec.errors import RayrecError, Unavailable, VersionNotLoaded
+from rayrec.errors import InvalidRequest, RayrecError, Unavailable, VersionNotLoaded
 from rayrec.item_vectors import ItemVectors
 from rayrec.retrieval.base import Update
 from rayrec.retrieval.live import LiveCatalog
@@ -64,6 +64,15 @@ def alone(work: Callable[[], None]) -> None:
     work()
 
 
+def no_such_change(offset: int) -> InvalidRequest:
+    return InvalidRequest(
+        "unknown_offset",
+        f"min_offset: no change has the offset {offset}",
+        field="min_offset",
+        hint="send an offset that a change was answered with",
+    )
+
+
 class Tail:
     """One replica's reading of the log. Thread-safe."""
 
@@ -107,7 +116,12 @@ class Tail:
         return self.of(part).live.offset
 
     async def reach(self, part: Any, offset: int) -> None:
-        """Wait until a part knows the change of an offset. Raises Unavailable if it does not come to."""
+        """Wait until a part knows the change of an offset.
+
+        Raises InvalidRequest of an offset that was never given, Unavailable if the part does not come to it in time.
+        """
+        if self.offset(part) < offset and offset > await asyncio.to_thread(self._log.newest):
+            raise no_such_change(offset)
         deadline = time.monotonic() + _WAIT_S
         while self.offset(part) < offset:
             self._wake.set()

@@ -241,11 +241,15 @@ def test_who_opens_the_workspace_without_a_service_has_the_changes_too(app, ws):
         engine.item("i0003")
 
 
-def test_who_asks_for_a_change_that_never_comes_is_told_in_time(app, monkeypatch):
-    monkeypatch.setattr("rayrec.serving.tail._WAIT_S", 0.1)
+def test_who_asks_for_a_change_that_does_not_come_is_told_in_time(app, monkeypatch):
     refused = app.call("POST", "/v1/search", {"query": "", "min_offset": 7})
+    assert (refused.status, refused.error["code"], refused.error["field"]) == (400, "unknown_offset", "min_offset")
+    monkeypatch.setattr("rayrec.serving.tail._WAIT_S", 0.1)
+    monkeypatch.setattr(type(app.gateway.backend.tail), "_catch_up", lambda *_: None)
+    put(app, MUG)
+    refused = app.call("POST", "/v1/search", {"query": "", "min_offset": 1})
     assert (refused.status, refused.error["code"]) == (503, "unavailable")
-    assert "change 7 is not here yet" in refused.error["message"]
+    assert "change 1 is not here yet" in refused.error["message"]
     assert "retry-after" in refused.headers
 
 
