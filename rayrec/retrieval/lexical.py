@@ -10,6 +10,7 @@ depend on when it came. A word that the index never saw counts as the rarest.
 import json
 import math
 import threading
+from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from cachetools import LRUCache
 
 from rayrec.errors import IncompatibleArtifact
 from rayrec.retrieval.analyzers import analyzer
-from rayrec.retrieval.base import top_k
+from rayrec.retrieval.base import Column, top_k
 
 _TOKENIZER = "words"
 # nDCG@10 on chorus_icecat: text alone .781, attributes at .1 .790, at .2 .792, at .4 .774, in the text .757
@@ -38,6 +39,32 @@ def _schema() -> tantivy.Schema:
     builder.add_text_field("text", tokenizer_name=_TOKENIZER)
     builder.add_text_field("attributes", tokenizer_name=_TOKENIZER)
     return builder.build()
+
+
+class _Postings:
+    """One term's items beside the built index, in 12 bytes each; of an item only those of its newest turn count."""
+
+    def __init__(self) -> None:
+        self._rows, self._turns, self._scores = array("i"), array("i"), array("f")
+        self._limit = 16
+
+    def append(self, row: int, turn: int, score: float, newest: np.ndarray) -> None:
+        if len(self._rows) >= self._limit:  # what is old goes when it may be half of all
+            turns = np.frombuffer(self._turns, np.int32)
+            current = turns == newest[np.frombuffer(self._rows, np.int32)]
+            for name, code in (("_rows", "i"), ("_turns", "i"), ("_scores", "f")):
+                values = np.frombuffer(getattr(self, name), np.int32 if code == "i" else np.float32)
+                setattr(self, name, array(code, values[current].tobytes()))
+            self._limit = max(16, 2 * len(self._rows))
+        self._rows.append(row)
+        self._turns.append(turn)
+        self._scores.append(score)
+
+    def valid(self, newest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(rows int32, scores float32), copies. newest: the turn of each row."""
+        rows = np.frombuffer(self._rows, np.int32)
+        current = np.frombuffer(self._turns, np.int32) == newest[rows]
+        return rows[current], np.frombuffer(self._scores, np.float32)[current]
 
 
 def _kept_length(words: int) -> int:
@@ -64,9 +91,10 @@ class LexicalIndex:
         self._lock = threading.Lock()
         self._mean_words = mean_words
         self._built = self.n
-        self._holds: np.ndarray | None = None  # bool (built,): what was built still says what the item says
-        self._beside: dict[str, dict[int, float]] = {}  # term -> position -> BM25
-        self._said: dict[int, list[str]] = {}
+        self._beside: dict[str, _Postings] = {}
+        # int32 (N,): which of its postings beside the index are an item's; 0: those that it was built with
+        self._turns = Column(np.zeros(self.n, np.int32))
+        self._turn = 0
         self._rare: dict[tuple[str, str], float] = {}
 
     @classmethod
@@ -109,7 +137,6 @@ class LexicalIndex:
 
     def put(self, position: int, text: str, attributes: str) -> None:
         """Change what an item says, or add the next one."""
-        self._unsay(position)
         scores: dict[str, float] = {}
         for field, said in (("text", text), ("attributes", attributes)):
             words = Counter(self.analyzer.tokenizer.analyze(self.analyzer.indexed(said)))
@@ -118,30 +145,21 @@ class LexicalIndex:
             for term, count in words.items():
                 weight = _BOOST[field] * self._rarity(field, term) * (_K1 + 1)
                 scores[term] = scores.get(term, 0.0) + weight * count / (count + norm)
+        self._turn += 1
+        self._turns.put(position, self._turn)
         for term, score in scores.items():
-            self._beside.setdefault(term, {})[position] = score
-        self._said[position] = list(scores)
-        if position < self._built:
-            if self._holds is None:
-                self._holds = np.ones(self._built, bool)
-            self._holds[position] = False
+            if term not in self._beside:
+                self._beside[term] = _Postings()
+            self._beside[term].append(position, self._turn, score, self._turns.values)
         self.n = max(self.n, position + 1)
 
     def restore(self, position: int) -> None:
         """An item says again what it said when the index was built."""
-        self._unsay(position)
-        if self._holds is not None:
-            self._holds[position] = True
+        self._turns.put(position, 0)
 
     def holds(self, position: int) -> bool:
         """Whether an item says what it said when the index was built."""
-        return position < self._built and (self._holds is None or bool(self._holds[position]))
-
-    def _unsay(self, position: int) -> None:
-        for term in self._said.pop(position, ()):
-            del self._beside[term][position]
-            if not self._beside[term]:
-                del self._beside[term]
+        return position < self._built and not self._turns.values[position]
 
     def _rarity(self, field: str, term: str) -> float:
         """ln(1 + (N - n + 1/2) / (n + 1/2)) of n of the N built items with a term."""
@@ -162,13 +180,13 @@ class LexicalIndex:
         for term in terms:
             rows, contributions = self._postings(term)
             scores[rows] += contributions
-        if self._holds is not None:
-            scores[: self._built][~self._holds] = 0
+        if self._turn:
+            scores[: self._built][self._turns.values[: self._built] > 0] = 0
         for term in terms:
             beside = self._beside.get(term)
-            if beside:
-                n = len(beside)
-                scores[np.fromiter(beside.keys(), np.int64, n)] += np.fromiter(beside.values(), np.float32, n)
+            if beside is not None:
+                rows, contributions = beside.valid(self._turns.values)
+                scores[rows] += contributions
         if allowed is not None:
             scores[~allowed] = 0
         positions = np.flatnonzero(scores)
