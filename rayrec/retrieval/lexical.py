@@ -29,6 +29,7 @@ _TOKENIZER = "words"
 _BOOST = {"text": 1.0, "attributes": 0.2}
 _K1, _B = 1.2, 0.75
 _MEANS = "words.json"
+_SLACK = 50_000  # postings, of 12 bytes
 _HEAP_BYTES = 128 << 20
 _KEPT_BYTES = 64 << 20
 
@@ -46,16 +47,17 @@ class _Postings:
 
     def __init__(self) -> None:
         self._rows, self._turns, self._scores = array("i"), array("i"), array("f")
-        self._limit = 16
 
-    def append(self, row: int, turn: int, score: float, newest: np.ndarray) -> None:
-        if len(self._rows) >= self._limit:  # what is old goes when it may be half of all
-            turns = np.frombuffer(self._turns, np.int32)
-            current = turns == newest[np.frombuffer(self._rows, np.int32)]
-            for name, code in (("_rows", "i"), ("_turns", "i"), ("_scores", "f")):
-                values = np.frombuffer(getattr(self, name), np.int32 if code == "i" else np.float32)
-                setattr(self, name, array(code, values[current].tobytes()))
-            self._limit = max(16, 2 * len(self._rows))
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def drop_old(self, newest: np.ndarray) -> None:
+        current = np.frombuffer(self._turns, np.int32) == newest[np.frombuffer(self._rows, np.int32)]
+        kept = [np.frombuffer(values, np.int32)[current].tobytes() for values in (self._rows, self._turns)]
+        scores = np.frombuffer(self._scores, np.float32)[current].tobytes()
+        self._rows, self._turns, self._scores = array("i", kept[0]), array("i", kept[1]), array("f", scores)
+
+    def append(self, row: int, turn: int, score: float) -> None:
         self._rows.append(row)
         self._turns.append(turn)
         self._scores.append(score)
@@ -95,6 +97,7 @@ class LexicalIndex:
         # int32 (N,): which of its postings beside the index are an item's; 0: those that it was built with
         self._turns = Column(np.zeros(self.n, np.int32))
         self._turn = 0
+        self._kept_beside, self._room = 0, _SLACK
         self._rare: dict[tuple[str, str], float] = {}
 
     @classmethod
@@ -150,8 +153,20 @@ class LexicalIndex:
         for term, score in scores.items():
             if term not in self._beside:
                 self._beside[term] = _Postings()
-            self._beside[term].append(position, self._turn, score, self._turns.values)
+            self._beside[term].append(position, self._turn, score)
+        self._kept_beside += len(scores)
+        if self._kept_beside > self._room:
+            self._drop_old()
         self.n = max(self.n, position + 1)
+
+    def _drop_old(self) -> None:
+        """What items no longer say goes when it may be half of all that is beside the index."""
+        for term, postings in list(self._beside.items()):
+            postings.drop_old(self._turns.values)
+            if not postings:
+                del self._beside[term]
+        self._kept_beside = sum(map(len, self._beside.values()))
+        self._room = 2 * self._kept_beside + _SLACK
 
     def restore(self, position: int) -> None:
         """An item says again what it said when the index was built."""

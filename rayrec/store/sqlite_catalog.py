@@ -10,6 +10,7 @@ from rayrec.schema import Change
 from rayrec.store.base import Wanted
 from rayrec.store.sqlite_file import SqliteFile
 
+_CACHE_KIB = 4 << 10  # it is read once, in its order
 # AUTOINCREMENT: an offset that was cut is not given again
 _TABLES = """
 CREATE TABLE IF NOT EXISTS changes (
@@ -26,7 +27,7 @@ class SqliteCatalogLog:
     """As CatalogLog says."""
 
     def __init__(self, path: str | Path):
-        self._file = SqliteFile(path, _TABLES)
+        self._file = SqliteFile(path, _TABLES, _CACHE_KIB)
 
     def change(self, wanted: Sequence[Wanted], vectors: Mapping[str, bytes]) -> list[int | None]:
         with self._file.writing() as db:

@@ -23,10 +23,14 @@ class _Connection(NamedTuple):
 
 
 class SqliteFile:
-    """A connection per thread; a commit at a time. tables: statements that make what is not there yet."""
+    """A connection per thread; a commit at a time. tables: statements that make what is not there yet.
 
-    def __init__(self, path: str | Path, tables: str):
+    cache_kib: of pages, for each connection.
+    """
+
+    def __init__(self, path: str | Path, tables: str, cache_kib: int = _CACHE_KIB):
         self._path = Path(path)
+        self._cache_kib = cache_kib
         self._own = threading.local()
         self._open: list[_Connection] = []
         self._lock = threading.Lock()
@@ -54,7 +58,7 @@ class SqliteFile:
                 connection.close()
                 raise SchemaError(f"store: {self._path} is on a filesystem without a write-ahead log; use a local disk")
             connection.execute("PRAGMA synchronous = FULL")
-            connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+            connection.execute(f"PRAGMA cache_size = -{self._cache_kib}")
             connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
             mine = _Connection(connection, threading.RLock())
             with self._lock:

@@ -329,19 +329,22 @@ def test_an_index_that_cannot_be_changed_in_place_finds_the_same(tmp_path: Path,
     np.testing.assert_allclose(other.shards.vectors(np.array(live)), flat.shards.vectors(np.array(live)), atol=0.02)
 
 
-def test_what_an_item_was_is_not_kept(engine: Engine) -> None:
-    """All items get another title again and again."""
+def test_what_an_item_was_is_not_kept(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All items get another title again and again, each of words that nothing else says."""
+    monkeypatch.setattr("rayrec.retrieval.lexical._SLACK", 100)
+    for shard in engine.shards._shards:
+        shard.lexical._room = 100
     items = engine.columns.records(range(engine.columns.n))
-
-    def postings() -> int:
-        return sum(len(of_term._rows) for shard in engine.shards._shards for of_term in shard.lexical._beside.values())
-
+    words: list[int] = []
+    terms: list[int] = []
     for turn in range(20):
-        apply(
-            engine, *[put(turn * 1_000 + i, {**item, "title": f"title of {turn}"}) for i, item in enumerate(items, 1)]
-        )
-        if turn == 0:
-            first = postings()
-    terms = sum(len(shard.lexical._beside) for shard in engine.shards._shards)
-    assert postings() <= 2 * first + 16 * terms
+        titles = [put(turn * 1_000 + i, {**item, "title": f"title of {turn}"}) for i, item in enumerate(items, 1)]
+        apply(engine, *titles)
+        beside = [shard.lexical._beside for shard in engine.shards._shards]
+        words.append(sum(len(of_term) for of_shard in beside for of_term in of_shard.values()))
+        terms.append(sum(map(len, beside)))
+    assert words[-1] <= 2 * words[0] + 100 * len(beside)
+    assert terms[-1] <= 2 * terms[0]
     assert len(engine.columns._changed) == len(items)
+    assert len(found(engine, "19", mode="lexical")) == len(items)
+    assert found(engine, "18", mode="lexical") == []
