@@ -46,8 +46,7 @@ def known(ws: Workspace, url: str | None) -> Known:
     if version is not None:
         items = ws.read_parquet("catalog", version)
         offset = ws.manifest("catalog", version).get("log_offset", 0)
-        if ws.exists("catalog", version, _LIVE):
-            live = pa.ipc.open_file(ws.read_bytes("catalog", version, _LIVE)).read_all()
+        live = read_live(ws, version)
     changes = changes_after(url or default_store(ws), offset)
     items, live = catalog.take_up(items, live, changes)
     return Known(version, items, live, changes[-1].offset if changes else offset, len(changes))
@@ -65,6 +64,13 @@ def changes_after(url: str | None, offset: int) -> list[Change]:
     finally:
         store.close()
     return changes
+
+
+def read_live(ws: Workspace, version: str) -> pa.Table:
+    """LIVE of a catalog version; empty of one that no running shop has changed."""
+    if not ws.exists("catalog", version, _LIVE):
+        return LIVE.empty_table()
+    return pa.ipc.open_file(ws.read_bytes("catalog", version, _LIVE)).read_all()
 
 
 def write_live(staged: Staged, live: pa.Table) -> None:
@@ -99,10 +105,10 @@ def embed_changes(ws: Workspace, url: str | None, catalog_version: str, encoder:
     files are the embed job's, and stay lacking.
     """
     url = url or default_store(ws)
-    if url is None or not ws.exists("catalog", catalog_version, _LIVE):
+    if url is None:
         return 0
     items = ws.read_parquet("catalog", catalog_version)
-    live = pa.ipc.open_file(ws.read_bytes("catalog", catalog_version, _LIVE)).read_all()
+    live = read_live(ws, catalog_version)
     embeddings = EmbeddingStore(ws, encoder["id"])
     lacks = pc.invert(pc.is_in(items.column(CONTENT_HASH), value_set=embeddings.present()))
     changed = pc.is_in(items.column("item_id"), value_set=live.column("item_id").combine_chunks())

@@ -40,6 +40,7 @@ class Codes:
         self.words = words
         self.code = {word: i for i, word in enumerate(words)}
         self._sorted = len(words)
+        self._rank = np.empty(0, np.int64)
 
     @property
     def of_row(self) -> np.ndarray:
@@ -63,7 +64,9 @@ class Codes:
         """The order of some codes by their words."""
         if self._sorted == len(self.words):
             return codes
-        return np.argsort(np.argsort(np.array(self.words, object)))[codes]
+        if len(self._rank) != len(self.words):
+            self._rank = np.argsort(np.argsort(np.array(self.words, object)))
+        return self._rank[codes]
 
 
 def _word(record: Mapping[str, Any], field: str) -> str | None:

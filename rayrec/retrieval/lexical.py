@@ -165,6 +165,7 @@ class LexicalIndex:
             postings.drop_old(self._turns.values)
             if not postings:
                 del self._beside[term]
+        self._rare.clear()
         self._kept_beside = sum(map(len, self._beside.values()))
         self._room = 2 * self._kept_beside + _SLACK
 
