@@ -1,89 +1,102 @@
 """Events in Redis, for many hosts.
 
 Keys, all in one hash slot: `events` a stream of id offset-0, `last` the highest offset, `ids` event_id -> offset,
-`of:SHOPPER` the newest events by time, `sessions` session_id -> user_id, `firsts` the same as it was said first: whose
-the events of before became; `barred` mark -> the moment up to which nothing of it is taken. What takes events out is
-in redis_removal.py.
+`of:SHOPPER` a list of the shopper's newest events, each its ts_us and its offset in 16 digits, `sessions` session_id ->
+user_id, `firsts` the same as it was said first: whose the events of before became; `barred` mark -> the moment up to
+which nothing of it is taken. What takes events out is in redis_removal.py.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import orjson
 
-from rayrec.store.base import EVERYBODY, HISTORY, REFUSED, Event, Numbered, Traces, told
+from rayrec.store.base import EVERYBODY, HISTORY, REFUSED, Event, Numbered, Traces, shopper, told
 from rayrec.store.redis_client import PREFIX, DurableRedis
 from rayrec.store.redis_removal import Removal
 
 _WHOSE = """
-local function whose(user, session)
-  if user ~= '' then return 'u:' .. user end
-  if session == '' then return '' end
-  local known = redis.call('HGET', KEYS[3], session)
-  if known then return 'u:' .. known end
-  return 's:' .. session
+local function whose(shopper)
+  if string.sub(shopper, 1, 2) ~= 's:' then return shopper end
+  local known = redis.call('HGET', KEYS[3], string.sub(shopper, 3))
+  return known and 'u:' .. known or shopper
 end
 """
-# a script is one step for every other client. ARGV: history, everybody's mark, then event_id, user, session, ts_us,
-# body and mark of each event
+_CUT = """
+local function cut(mine) redis.call('SORT', mine, 'ALPHA', 'DESC', 'LIMIT', 0, ARGV[1], 'STORE', mine) end
+"""
+# a script is one step for every other client. ARGV: history, everybody's mark, and lists of the events' ids, shoppers,
+# ts_us, bodies and marks in one JSON, which costs both sides half of what as many arguments do. A shopper's list is in
+# no order, so that adding to it costs next to nothing, and is cut back to the newest when it is twice as long as it
+# needs to be
 _APPEND = (
     _WHOSE
+    + _CUT
     + """
 local last = tonumber(redis.call('GET', KEYS[5]) or '0')
-local out, grown = {}, {}
+local ids, shoppers, times, bodies, marks = unpack(cjson.decode(ARGV[3]))
+local out, new, taken = {}, {}, {}
+local known = redis.call('HMGET', KEYS[2], unpack(ids))
 local bars = redis.call('EXISTS', KEYS[7]) == 1
 local function barred(mark) return tonumber(redis.call('HGET', KEYS[7], mark) or '-1') end
 local everybody = bars and barred(ARGV[2])
-for i = 3, #ARGV, 6 do
-  local offset = last + 1
-  local ts, mark = tonumber(ARGV[i + 3]), ARGV[i + 5]
-  if bars and mark ~= '' and (ts <= everybody or ts <= barred(mark)) then
-    out[#out + 1] = -1
-  elseif redis.call('HSETNX', KEYS[2], ARGV[i], offset) == 0 then
-    out[#out + 1] = 0
+for i, id in ipairs(ids) do
+  local ts, mark = times[i], marks[i]
+  if bars and mark ~= '' and tonumber(ts) <= math.max(everybody, barred(mark)) then
+    out[i] = -1
+  elseif known[i] or taken[id] then
+    out[i] = 0
   else
-    last = offset
-    local shopper = whose(ARGV[i + 1], ARGV[i + 2])
-    redis.call('XADD', KEYS[1], offset .. '-0', 's', shopper, 'b', ARGV[i + 4])
+    last = last + 1
+    taken[id], out[i] = true, last
+    new[#new + 1], new[#new + 2] = id, last
+    local shopper = whose(shoppers[i])
+    redis.call('XADD', KEYS[1], last .. '-0', 's', shopper, 'b', bodies[i])
     if shopper ~= '' then
       local mine = KEYS[4] .. shopper
-      grown[mine] = redis.call('ZADD', mine, ARGV[i + 3], string.format('%016d', offset) .. ARGV[i + 4])
+      if redis.call('RPUSH', mine, ts .. string.format('%016d', last)) > 2 * ARGV[1] then cut(mine) end
     end
-    out[#out + 1] = offset
   end
 end
-redis.call('SET', KEYS[5], last)
-for mine, _ in pairs(grown) do redis.call('ZREMRANGEBYRANK', mine, 0, -tonumber(ARGV[1]) - 1) end
-return out
+if #new > 0 then
+  redis.call('HSET', KEYS[2], unpack(new))
+  redis.call('SET', KEYS[5], last)
+end
+return table.concat(out, ' ')
 """
 )
-_IDENTIFY = """
+_IDENTIFY = (
+    _CUT
+    + """
 local mine, theirs = KEYS[4] .. 's:' .. ARGV[2], KEYS[4] .. 'u:' .. ARGV[3]
 redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])
 redis.call('HSETNX', KEYS[6], ARGV[2], ARGV[3])
-local moved = redis.call('ZCARD', mine)
-if moved > 0 then
-  redis.call('ZUNIONSTORE', theirs, 2, theirs, mine)
-  redis.call('ZREMRANGEBYRANK', theirs, 0, -tonumber(ARGV[1]) - 1)
+local moved = redis.call('LRANGE', mine, 0, -1)
+if #moved > 0 then
   redis.call('DEL', mine)
+  if redis.call('RPUSH', theirs, unpack(moved)) > 2 * ARGV[1] then cut(theirs) end
 end
-return moved
+return #moved
 """
+)
 _HISTORY = (
     _WHOSE
     + """
 local out, seen = {}, {}
-for _, shopper in ipairs({whose(ARGV[2], ''), whose('', ARGV[3])}) do
-  if shopper ~= '' and not seen[shopper] then
-    seen[shopper] = true
-    local found = redis.call('ZRANGE', KEYS[4] .. shopper, -tonumber(ARGV[1]), -1, 'WITHSCORES')
-    for _, value in ipairs(found) do out[#out + 1] = value end
+for i = 2, #ARGV do
+  local shopper = whose(ARGV[i])
+  local newest = seen[shopper] and {} or redis.call('SORT', KEYS[4] .. shopper, 'ALPHA', 'DESC', 'LIMIT', 0, ARGV[1])
+  seen[shopper] = true
+  for _, one in ipairs(newest) do
+    local id = tonumber(string.sub(one, 17)) .. '-0'
+    local event = redis.call('XRANGE', KEYS[1], id, id)[1]
+    if event then out[#out + 1], out[#out + 2] = one, event[2][4] end
   end
 end
 return out
 """
 )
-_OFFSET_DIGITS = 16
+_DIGITS = 16
+_AT_ONCE = 1_000  # events of one step; Lua passes no more than 8,000 values on
 _UNASKED, _NOBODY = "", "nobody"  # in place of a mark: nothing is refused; only what everybody is refused
 
 
@@ -100,19 +113,28 @@ class RedisStore:
         self._removal = Removal(client, PREFIX)
 
     def append(self, events: Sequence[Event], marks: Sequence[str | None] = ()) -> list[int | None]:
-        arguments: list[Any] = [HISTORY, EVERYBODY]
-        for event, mark in zip(events, marks or [_UNASKED] * len(events), strict=True):
-            about = (event.get("user_id") or "", event.get("session_id") or "")
-            whose = _NOBODY if mark is None else mark
-            arguments += [event["event_id"], *about, event["ts_us"], orjson.dumps(event), whose]
-        offsets = self._redis.call(lambda: self._append(keys=self._keys, args=arguments))
-        return [REFUSED if offset < 0 else offset or None for offset in offsets]
+        pairs = list(zip(events, marks or [_UNASKED] * len(events), strict=True))
+        return [
+            offset for at in range(0, len(pairs), _AT_ONCE) for offset in self._append_some(pairs[at : at + _AT_ONCE])
+        ]
+
+    def _append_some(self, pairs: Sequence[tuple[Event, str | None]]) -> list[int | None]:
+        columns = (
+            [event["event_id"] for event, _ in pairs],
+            [shopper(event.get("user_id"), event.get("session_id")) or "" for event, _ in pairs],
+            [f"{event['ts_us']:0{_DIGITS}d}" for event, _ in pairs],
+            [orjson.dumps(event).decode() for event, _ in pairs],
+            [_NOBODY if mark is None else mark for _, mark in pairs],
+        )
+        arguments = [HISTORY, EVERYBODY, orjson.dumps(columns)]
+        offsets = self._redis.call(lambda: self._append(keys=self._keys, args=arguments)).split()
+        return [REFUSED if offset < 0 else offset or None for offset in map(int, offsets)]
 
     def history(self, user_id: str | None, session_id: str | None, limit: int = HISTORY) -> list[Numbered]:
-        asked = [limit, user_id or "", session_id or ""]
-        found = self._redis.call(lambda: self._history(keys=self._keys, args=asked))
-        rows = sorted((int(float(ts)), member) for member, ts in zip(found[::2], found[1::2], strict=True))
-        return [(int(m[:_OFFSET_DIGITS]), orjson.loads(m[_OFFSET_DIGITS:])) for _, m in rows[-limit:]]
+        asked = {shopper(user_id, None), shopper(None, session_id)} - {None}
+        found = self._redis.call(lambda: self._history(keys=self._keys, args=[limit, *asked]))
+        rows = sorted(zip(found[::2], found[1::2], strict=True))[-limit:]
+        return [(int(at[_DIGITS:]), orjson.loads(body)) for at, body in rows]
 
     def identify(self, session_id: str, user_id: str) -> int:
         return self._redis.call(lambda: self._identify(keys=self._keys, args=[HISTORY, session_id, user_id]))

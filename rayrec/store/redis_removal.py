@@ -39,9 +39,22 @@ for _, entry in ipairs(redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV
 end
 return {last, bodies}
 """
+# of a shopper's list, leave what is after that
+_AFTER = """
+local function after(mine, until_us)
+  local left = {}
+  for _, one in ipairs(redis.call('LRANGE', mine, 0, -1)) do
+    if tonumber(string.sub(one, 1, 16)) > until_us then left[#left + 1] = one end
+  end
+  redis.call('UNLINK', mine)
+  if #left > 0 then redis.call('RPUSH', mine, unpack(left)) end
+end
+"""
 # KEYS: as _NAMES. ARGV: token, lock_ms, from where, how many, until_us, everybody or not, shoppers.
 # {the last id seen or false: it is done, how many were left out}
-_COPY = """
+_COPY = (
+    _AFTER
+    + """
 if redis.call('GET', KEYS[8]) ~= ARGV[1] then return redis.error_reply('TAKEN') end
 redis.call('PEXPIRE', KEYS[8], ARGV[2])
 local many, until_us, all = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'
@@ -62,7 +75,7 @@ redis.call('UNLINK', KEYS[1])
 if redis.call('EXISTS', KEYS[9]) == 1 then redis.call('RENAME', KEYS[9], KEYS[1]) end
 local sessions = 0
 for name, _ in pairs(theirs) do
-  redis.call('ZREMRANGEBYSCORE', KEYS[4] .. name, '-inf', ARGV[5])
+  after(KEYS[4] .. name, until_us)
   local session = string.sub(name, 1, 2) == 's:' and string.sub(name, 3)
   for _, key in ipairs(session and {KEYS[3], KEYS[5]} or {}) do
     local user = redis.call('HGET', key, session)
@@ -74,6 +87,14 @@ for name, _ in pairs(theirs) do
 end
 return {false, removed, sessions}
 """
+)
+# KEYS: lists of shoppers. ARGV: until_us
+_TRIM = (
+    _AFTER
+    + """
+for _, mine in ipairs(KEYS) do after(mine, tonumber(ARGV[1])) end
+"""
+)
 
 
 def _some(found: Iterable[T]) -> Iterator[list[T]]:
@@ -88,7 +109,7 @@ class Removal:
     def __init__(self, client: Any, prefix: str):
         self._client = client
         self._keys = [prefix + name for name in _NAMES]
-        self._add, self._find, self._copy = (client.register_script(text) for text in (_BAR, _FIND, _COPY))
+        self._add, self._find, self._copy, self._cut = map(client.register_script, (_BAR, _FIND, _COPY, _TRIM))
 
     def bar(self, until_us: Mapping[str, int]) -> None:
         flat = [value for pair in until_us.items() for value in pair]
@@ -146,10 +167,7 @@ class Removal:
         """Everybody's newest events, and the sessions of those of whom none is left; how many sessions."""
         for keys in _some(self._client.scan_iter(f"{self._keys[3]}*", count=_AT_ONCE)):
             self._hold(token)
-            with self._client.pipeline(transaction=False) as together:
-                for key in keys:
-                    together.zremrangebyscore(key, "-inf", until_us)
-                together.execute()
+            self._cut(keys=keys, args=[until_us])
         gone = 0
         for hashed in (self._keys[4], self._keys[2]):
             for pairs in _some(self._client.hscan_iter(hashed, count=_AT_ONCE)):

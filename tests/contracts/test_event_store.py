@@ -75,12 +75,24 @@ def test_times_are_kept_to_the_microsecond(store: EventStore) -> None:
 
 
 def test_a_long_history_keeps_its_newest(store: EventStore) -> None:
-    store.append([event(f"e{i:04d}", i) for i in range(HISTORY + 20)])
+    n = 2 * HISTORY + 20
+    store.append([event(f"e{i:04d}", i) for i in range(n)])
     store.append([event("too old", 0)])
 
     found = names(store.history("ann", None))
-    assert len(found) == HISTORY
-    assert (found[0], found[-1]) == ("e0020", f"e{HISTORY + 19:04d}")
+    assert found == [f"e{i:04d}" for i in range(n - HISTORY, n)]
+
+
+def test_a_long_session_is_told_with_the_newest_of_its_user(store: EventStore) -> None:
+    n = HISTORY + 10
+    store.append([event(f"own {i:04d}", 2 * i) for i in range(n)])
+    store.append([event(f"of s {i:04d}", 2 * i + 1, user=None, session="s1") for i in range(n)])
+    expected = [f"{whose} {i:04d}" for i in range(n - HISTORY // 2, n) for whose in ("own", "of s")]
+    assert names(store.history("ann", "s1")) == expected
+
+    store.identify("s1", "ann")
+
+    assert names(store.history("ann", None)) == expected
 
 
 def test_a_session_becomes_its_users_back_to_its_beginning(store: EventStore) -> None:
