@@ -152,3 +152,8 @@ def image_preprocess(ws: Workspace, encoder: Mapping[str, Any]) -> Preprocess | 
         return Preprocess.of(json.loads(ws.read_bytes("encoders", images["export"], "image.json"))["preprocess"])
     except (ValueError, KeyError, TypeError) as error:
         raise IncompatibleArtifact(f"encoders/{images['export']}: image.json is not readable ({error})") from error
+
+
+def image_weight(encoder: Mapping[str, Any]) -> float | None:
+    """What a picture weighs in an item's vector, by an index's manifest; None as above."""
+    return (encoder.get("images") or {}).get("weight")

@@ -159,7 +159,7 @@ class Engine:
             index=index,
             weights=weights or fusion_weights(ws, model),
             log_offset=manifest["log_offset"],
-            image_weight=(manifest["encoder"].get("images") or {}).get("weight"),
+            image_weight=encoder_exports.image_weight(manifest["encoder"]),
             made_us=manifest["created_us"],
             events_offset=manifest.get("events_offset", 0),
             model=model,

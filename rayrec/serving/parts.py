@@ -202,7 +202,7 @@ class Retriever:
         manifest = ws.manifest("indexes", pair.index)
         directory = ws.local_copy("indexes", pair.index)
         columns = load_columns(directory)
-        weight = (manifest["encoder"].get("images") or {}).get("weight")
+        weight = encoder_exports.image_weight(manifest["encoder"])
 
         def pictures() -> Pictures | None:
             return Shards.load(directory, self._shards, mapped=True).pictures(weight)
@@ -293,7 +293,7 @@ class ScorerPart:
 
     def _changes(self, ws: Workspace, pair: Pair, scorer: Scorer, catalog: CatalogLog) -> Following:
         manifest = ws.manifest("indexes", pair.index)
-        weight = (manifest["encoder"].get("images") or {}).get("weight")
+        weight = encoder_exports.image_weight(manifest["encoder"])
         live = scorer.live(manifest["log_offset"], weight)
         return Following(scorer, live, scorer.update, scorer.taken_back, ItemVectors(catalog, ws, manifest["encoder"]))
 
