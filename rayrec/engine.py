@@ -27,12 +27,13 @@ from rayrec.encoders.image import ImageEncoder
 from rayrec.errors import IncompatibleArtifact, InvalidRequest, NotFound, described
 from rayrec.item_vectors import ItemVectors
 from rayrec.photo import Photo, no_pictures
+from rayrec.plans import Near, Scored
 from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.retrieval.base import Candidates, Probe, Update
 from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.retrieval.completions import Completion
 from rayrec.retrieval.shards import Shards
-from rayrec.scorer import Near, Scored, Scorer
+from rayrec.scorer import Scorer
 from rayrec.store import CatalogLog, default_store, open_catalog_log
 from rayrec.trained import TrainedModel
 from rayrec.workspace import Workspace

@@ -9,7 +9,8 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,10 @@ import numpy as np
 from rayrec.answer import Answer, Coverage, Encoded, Hit, cursor_state, fingerprint, make_cursor, read_cursor
 from rayrec.config import FusionWeights
 from rayrec.data import catalog
-from rayrec.data.histories import DAY_US, Histories
 from rayrec.errors import NotFound, described
+from rayrec.plans import Near, RecommendPlan, Scored, SimilarPlan
 from rayrec.ranking import policy, scoring, signals
-from rayrec.ranking.explain import reasons
+from rayrec.ranking.explain import Wordings, of_recommendation, of_search, of_similar, reasons
 from rayrec.request import Recent, RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.retrieval import hybrid
 from rayrec.retrieval.base import Candidates, Column, Found, Probe, Update, top_k
@@ -28,55 +29,15 @@ from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.retrieval.completions import Completion, Completions
 from rayrec.retrieval.live import LiveCatalog
 from rayrec.retrieval.shards import Shards
-from rayrec.schema import EVENT_TYPES
+from rayrec.shoppers import Did, Shoppers
 from rayrec.trained import TrainedModel
 
 log = logging.getLogger(__name__)
 
 PERSONAL = 500
 """candidates of a search, the best by the query, whose order the shopper's taste may change"""
-Texts = Callable[[int], dict[str, Callable[[], str]]]
-"""row -> part of a score -> a function that words it"""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """M(q), and what each part of the score gives each candidate; of the query alone, so it can be kept."""
-
-    candidates: Candidates
-    parts: scoring.Parts
-
-
-@dataclass(frozen=True)
-class Near:
-    """Ask for the rows of the k items nearest to vector float32 (D,), among allowed bool (N,)."""
-
-    vector: np.ndarray
-    k: int
-    allowed: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class SimilarPlan:
-    """Who is asked about, and what to look for; `Scorer.similar` continues with what was found."""
-
-    row: int
-    allowed: np.ndarray | None
-    near: Near
-
-
-@dataclass(frozen=True)
-class RecommendPlan:
-    """A shopper's history and taste, and what to look for; near is None for a stranger.
-
-    learned: what a trained model expects of them, None without one.
-    """
-
-    history: np.ndarray
-    taste: scoring.Taste | None
-    allowed: np.ndarray | None
-    near: Near | None
-    learned: scoring.Learned | None = None
+Texts = Callable[[int], Wordings]
+"""row -> wordings of its parts"""
 
 
 def _added(parts: scoring.Parts, more: scoring.Parts) -> scoring.Parts:
@@ -96,14 +57,10 @@ class Scorer:
         made_us: int | None = None,
         events_offset: int = 0,
     ):
-        """made_us: when the index was built; None: when the newest event that it knows was.
-
-        events_offset: in the log of events, up to which it knows them.
-        """
-        self._events_offset = events_offset
+        """made_us, events_offset: as of `Shoppers`."""
         self._shards = shards
-        self._made_us = shards.behavior.now_us if made_us is None else made_us
         self._model = model
+        self._shoppers = Shoppers(shards, made_us=made_us, events_offset=events_offset, searches=model is not None)
         self.columns = shards.columns
         self.weights = weights
         self.versions = dict(versions)
@@ -185,23 +142,11 @@ class Scorer:
         )
 
     def shopper_signals(
-        self,
-        events: Histories,
-        now_us: int,
-        rows: np.ndarray,
-        wanted: Collection[str] = signals.OF_SHOPPER,
-        asked: np.ndarray | None = None,
+        self, did: Did, rows: np.ndarray, wanted: Collection[str] = signals.OF_SHOPPER
     ) -> dict[str, np.ndarray]:
-        """Of the shopper whose events until now_us these are, about candidates `rows`.
-
-        asked: vectors of events.texts; None: those are the index's own.
-        """
-        items = events.rows >= 0
-        ages = np.maximum(0, now_us - events.ts_us[items]) / DAY_US
-        taste = scoring.Taste.of(events.rows[items], ages, self._shards.vectors)
-        learned = None
-        if self._model is not None and len(events.rows) and "learned" in wanted:
-            learned = self._model.expects(events, self.behavior.asked if asked is None else asked)
+        """Of who did that, about candidates `rows`."""
+        taste = scoring.Taste.of(did.items, did.ages, self._shards.vectors)
+        learned = self._expected(did) if "learned" in wanted else None
         return signals.of_shopper(rows, taste, learned, self.behavior, self._shards.vectors)
 
     def _for_shopper(self, request: SearchRequest, scored: Scored, coverage: Coverage) -> tuple[Scored, Coverage]:
@@ -212,14 +157,13 @@ class Scorer:
         weights = {name: w for name, w in self.weights.signals.items() if w and name in signals.OF_SHOPPER}
         if not weights or request.sort != "relevance":
             return scored, coverage
-        events, asked, now_us = self._history(request.user_id, request.recent, request.forgotten_us)
-        if not len(events.rows):
+        did = self._shoppers.did(request.user_id, request.recent, request.forgotten_us)
+        if not len(did.events.rows):
             return scored, coverage
         best = top_k(scoring.total(scored.parts), PERSONAL)
         rows = scored.candidates.rows
         try:
-            told = self.shopper_signals(events, now_us, rows[best], weights, asked)
-            found = signals.weigh(told, weights)
+            found = signals.weigh(self.shopper_signals(did, rows[best], weights), weights)
         except Exception as error:  # a model's runtime may throw anything; the query's own order still answers
             log.error("a shopper's taste could not be weighed: %s", described(error))
             why = f"not ranked for the shopper ({type(error).__name__})"
@@ -303,28 +247,11 @@ class Scorer:
     def _search_reasons(
         self, query: str, coverage: Coverage, record: dict[str, Any], scored: Scored, place: int
     ) -> list[dict[str, Any]]:
-        def words() -> str:
-            text = " ".join(str(v) for v in (record["title"], record["brand"], record["description"]) if v)
-            text += " " + " ".join(v for v in [*(record["category"] or []), *record["attributes"].values()] if v)
-            return "says " + ", ".join(f"'{word}'" for word in self._shards.analyzer.shared(query, text))
-
-        alone = "image" if coverage.image == "ok" and coverage.dense != "ok" else "dense"
-        close = "close to your words and photo together" if coverage.image == "ok" else "close in meaning"
-        cosine = f"(cosine {scored.candidates.dense[place]:.2f})"
-        return reasons(
-            {alone if part == "dense" else part: share for part, share in scored.parts.items()},
-            place,
-            {
-                "lexical": words,
-                "dense": lambda: f"{close} {cosine}",
-                "image": lambda: f"looks like your photo {cosine}",
-                "popular": lambda: "often bought lately",
-                "price": lambda: "at a price that is often chosen",
-                "repeat": lambda: "you have it, and its buyers buy it again",
-                "content": lambda: "like what you buy",
-                "learned": lambda: "what shoppers who did as you did want",
-            },
-        )
+        photo = coverage.image == "ok"
+        alone = "image" if photo and coverage.dense != "ok" else "dense"
+        parts = {alone if part == "dense" else part: share for part, share in scored.parts.items()}
+        shared = partial(self._shards.analyzer.shared, query)
+        return reasons(parts, place, of_search(record, shared, scored.candidates.dense[place], photo=photo))
 
     def suggest(self, prefix: str, k: int = 8) -> list[Completion]:
         """How the shop would finish what is being typed, most wanted first."""
@@ -351,11 +278,8 @@ class Scorer:
         )
         title = self.columns.records([plan.row])[0]["title"]
 
-        def texts(_: int) -> dict[str, Callable[[], str]]:
-            return {
-                "content": lambda: f"like {title}",
-                "together": lambda: f"bought together with {title}",
-            }
+        def texts(_: int) -> Wordings:
+            return of_similar(title)
 
         coverage = Coverage(dense="ok", behavior="ok")
         return self._ranked(started, rows, parts, request.k, texts if request.explain else None, coverage)
@@ -366,58 +290,21 @@ class Scorer:
             request = replace(request, user_id=None, recent_item_ids=(), recent=())
         last_us = request.recent[-1].ts_us if request.recent else 0
         viewed = [Recent(item_id, "view", last_us) for item_id in request.recent_item_ids]
-        events, asked, now_us = self._history(request.user_id, [*request.recent, *viewed], request.forgotten_us)
-        items = events.rows >= 0
-        history, ages = events.rows[items], (now_us - events.ts_us[items]) / DAY_US
+        did = self._shoppers.did(request.user_id, [*request.recent, *viewed], request.forgotten_us)
+        history = did.items
         allowed = policy.eligible(self.columns, self.columns.mask(request.filters))
         if self._model is not None and self._model.without_had and len(history):
             allowed = np.ones(self.columns.n, bool) if allowed is None else allowed.copy()
             allowed[history] = False
-        taste = scoring.Taste.of(history, ages, self._shards.vectors)
+        taste = scoring.Taste.of(history, did.ages, self._shards.vectors)
         near = None if taste is None else Near(taste.vector, scoring.NEAREST, allowed)
-        learned = None
-        if self._model is not None and len(events.rows):
-            learned = self._model.expects(events, asked)
-        return RecommendPlan(history, taste, allowed, near, learned)
+        return RecommendPlan(history, taste, allowed, near, self._expected(did))
 
-    def _history(
-        self, user_id: str | None, recent: Sequence[Recent], forgotten_us: int
-    ) -> tuple[Histories, np.ndarray, int]:
-        """(a shopper's events, those that the index knows and then recent ones; vectors of what they searched for; the
-        time from which ages count).
-
-        Time stands still between the newest event of an index and its building, so that of an index built late what it
-        knows is not old at once. Of recent events those that the index knows already are passed over, and searches
-        where no model minds them.
-        """
-        events, newest_us = self.behavior.history(user_id or "").after(forgotten_us), self.behavior.now_us
-        new = [one for one in recent if not 0 < one.offset <= self._events_offset]
-        known = [
-            (row, EVENT_TYPES.index(one.type), one)
-            for one in new
-            if (row := self._row_or_none(one)) >= 0 or (one.vector is not None and self._model is not None)
-        ]
-        if not known:
-            return events, self.behavior.asked, newest_us
-        rows = np.array([row for row, _, _ in known], np.int64)
-        kinds = np.array([kind for _, kind, _ in known], np.int8)
-        since = np.array([max(0, one.ts_us - self._made_us) for _, _, one in known])
-        ts_us = newest_us + np.maximum.accumulate(since)
-        # of all that the index has vectors for, those of this shopper alone
-        before = events.compact()
-        asked = [*self.behavior.asked[np.unique(events.queries[events.queries >= 0])]]
-        texts, queries = list(before.texts), np.full(len(known), -1, np.int64)
-        for place, (row, _, one) in enumerate(known):
-            if row < 0:
-                queries[place] = len(asked)
-                asked.append(one.vector)
-                texts.append(one.query or "")
-        vectors = np.stack(asked) if asked else self.behavior.asked[:0]
-        return before.and_then(rows, kinds, ts_us, queries, texts), vectors, int(ts_us[-1])
-
-    def _row_or_none(self, one: Recent) -> int:
-        row = None if one.item_id is None else self.columns.row(one.item_id)
-        return -1 if row is None else row
+    def _expected(self, did: Did) -> scoring.Learned | None:
+        """What the trained model expects of who did that; None without one, or of a stranger."""
+        if self._model is None or not len(did.events.rows):
+            return None
+        return self._model.expects(did.events, did.asked)
 
     def recommend(
         self, request: RecommendRequest, plan: RecommendPlan, near: np.ndarray, coverage: Coverage | None = None
@@ -432,23 +319,15 @@ class Scorer:
 
         rows, parts = scoring.recommend(taste, near, self.behavior, cosine, plan.allowed, plan.learned)
 
-        def texts(row: int) -> dict[str, Callable[[], str]]:
-            return {
-                "learned": lambda: "what shoppers who did as you did want next",
-                "repeat": lambda: f"{self.behavior.repeat[row]:.0%} of its buyers buy it again, and it is one of yours",
-                "together": lambda: self._companion_text(row, plan.history),
-                "content": lambda: "like what you buy",
-                "popular": lambda: "often bought lately",
-            }
+        def companion(row: int) -> str | None:
+            found = scoring.companions(self.behavior, row, plan.history)
+            return None if found is None else self.columns.records([found])[0]["title"]
+
+        def texts(row: int) -> Wordings:
+            return of_recommendation(self.behavior.repeat[row], partial(companion, row))
 
         coverage = coverage or Coverage(dense="skipped" if taste is None else "ok", behavior="ok")
         return self._ranked(started, rows, parts, request.k, texts if request.explain else None, coverage)
-
-    def _companion_text(self, row: int, history: np.ndarray) -> str:
-        companion = scoring.companions(self.behavior, row, history)
-        if companion is None:
-            return "bought together with your items"
-        return f"bought together with {self.columns.records([companion])[0]['title']}"
 
     def _row(self, item_id: str) -> int:
         row = self.columns.row(item_id)

@@ -28,6 +28,7 @@ from rayrec.ranking import scoring
 from rayrec.retrieval.base import top_k
 from rayrec.retrieval.behavior import BehaviorIndex
 from rayrec.scorer import PERSONAL
+from rayrec.shoppers import Did
 from rayrec.workspace import Workspace
 
 SIGNALS: tuple[Signal, ...] = get_args(Signal)
@@ -247,7 +248,7 @@ def impressions(
                 name: values[best]
                 for name, values in engine.scorer.query_signals(probe, scored.candidates, pictures).items()
             },
-            **engine.scorer.shopper_signals(answer.history, answer.ts_us, rows),
+            **engine.scorer.shopper_signals(Did(answer.history, engine.scorer.behavior.asked, answer.ts_us), rows),
         }
         x = np.stack([fused[best], *(found.get(name, np.zeros(len(best))) for name in names)], 1)
         if answer.shown is None:

@@ -21,11 +21,11 @@ from rayrec.encoders.image import Preprocess
 from rayrec.engine import NOTHING, Engine
 from rayrec.errors import RayrecError, Unavailable, described
 from rayrec.photo import no_pictures
+from rayrec.plans import Near
 from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.retrieval.base import Found, Probe
 from rayrec.retrieval.completions import Completion
 from rayrec.retrieval.shards import best_rows, own_part
-from rayrec.scorer import Near
 from rayrec.serving.batching import Batcher, by_key
 from rayrec.serving.parts import ScorerPart, engine_changes, follow, follow_with_changes, load_engine
 from rayrec.serving.tail import Between, Tail, no_such_change

@@ -17,6 +17,8 @@ LAYERS = {
     "engine": {
         "engine",
         "scorer",
+        "plans",
+        "shoppers",
         "request",
         "answer",
         "photo",
