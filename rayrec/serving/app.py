@@ -26,17 +26,7 @@ from rayrec.forgetting import forget
 from rayrec.retrieval.base import Found, Hits, Probe
 from rayrec.rewriting import clean_copies
 from rayrec.serving.auth import Keys
-from rayrec.serving.backends import (
-    PICTURES_TOGETHER,
-    Backend,
-    FusedBackend,
-    RemoteRetrievers,
-    RemoteScorer,
-    SplitBackend,
-    between_answers,
-    discreet,
-    retried,
-)
+from rayrec.serving.backends import PICTURES_TOGETHER, Backend, FusedBackend, SplitBackend, between_answers
 from rayrec.serving.batching import Batcher, by_key
 from rayrec.serving.catalog import Catalog
 from rayrec.serving.events import Events, store_url
@@ -44,6 +34,7 @@ from rayrec.serving.gateway import Gateway
 from rayrec.serving.http import create_app
 from rayrec.serving.loopback import confine_replica
 from rayrec.serving.parts import QueryEncoder, Retriever, ScorerPart
+from rayrec.serving.remote import RemoteRetrievers, RemoteScorer, discreet, retried
 from rayrec.serving.telemetry import MetricsHub, Telemetry
 from rayrec.serving.versions import Pair
 from rayrec.store import CatalogLog, open_catalog_log, open_store

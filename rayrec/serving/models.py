@@ -145,39 +145,34 @@ _LONG = Annotated[str, Field(max_length=20_000)]
 _WORD = Annotated[str, Field(min_length=1, max_length=1_000)]
 
 
-class ItemBody(Strict):
-    """An item as it is from now on, whatever it was before."""
+class _ItemFields(Strict):
+    """What an item may say or not."""
 
-    item_id: _ID
-    title: _WORD
     description: _LONG | None = None
     brand: _WORD | None = None
     category: list[_WORD] | None = Field(None, max_length=32, description="from the widest to the narrowest")
     price_cents: _WHOLE | None = None
     currency: str | None = Field(None, min_length=1, max_length=16)
     image_uri: str | None = Field(None, min_length=1, max_length=2_048, description="read by the next embed job")
-    attributes: dict[_WORD, _WORD] | None = Field(None, max_length=256)
     available: bool | None = None
-    updated_us: _WHOLE | None = Field(None, description="microseconds UTC; null: now")
+    updated_us: _WHOLE | None = Field(None, description="microseconds UTC; not given: now")
 
     _is_text = field_validator("*")(_valid_text)
 
 
-class ItemPatch(Strict):
+class ItemBody(_ItemFields):
+    """An item as it is from now on, whatever it was before."""
+
+    item_id: _ID
+    title: _WORD
+    attributes: dict[_WORD, _WORD] | None = Field(None, max_length=256)
+
+
+class ItemPatch(_ItemFields):
     """Fields that are to be others; null takes one away, those not named stay. Attributes are merged by key."""
 
     title: _WORD = Field("", description="an item always has one")
-    description: _LONG | None = None
-    brand: _WORD | None = None
-    category: list[_WORD] | None = Field(None, max_length=32)
-    price_cents: _WHOLE | None = None
-    currency: str | None = Field(None, min_length=1, max_length=16)
-    image_uri: str | None = Field(None, min_length=1, max_length=2_048)
     attributes: dict[_WORD, _WORD | None] | None = Field(None, max_length=256, description="null removes a key")
-    available: bool | None = None
-    updated_us: _WHOLE | None = None
-
-    _is_text = field_validator("*")(_valid_text)
 
 
 class ItemsBody(Strict):

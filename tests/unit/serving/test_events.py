@@ -189,7 +189,7 @@ def test_what_an_index_knows_already_is_not_counted_again(app, make_app, monkeyp
     both = recommended(app, user_id="ann")
     for offset, same in ((0, True), (1, False), (2, False)):
         engine = app.gateway.backend._live.current.value
-        monkeypatch.setattr(engine.scorer, "_events_offset", offset)
+        monkeypatch.setattr(engine.scorer._shoppers, "_events_offset", offset)
         assert (recommended(app, user_id="ann") == both) is same
     assert recommended(app, user_id="ann") == popular
 

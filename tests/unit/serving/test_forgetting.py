@@ -12,7 +12,7 @@ import pytest
 from rayrec.barring import Bars
 from rayrec.errors import NotFound, RayrecError, Unavailable
 from rayrec.serving import models
-from rayrec.serving.backends import discreet, retried
+from rayrec.serving.remote import discreet, retried
 from rayrec.workspace import Workspace
 from tests.traces import found_in
 from tests.unit.serving.test_events import click, recommended, send

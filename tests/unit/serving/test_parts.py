@@ -14,17 +14,11 @@ from rayrec.config import ServeConfig
 from rayrec.errors import IncompatibleArtifact, InvalidRequest, NotFound, Unavailable, VersionNotLoaded
 from rayrec.photo import Photo
 from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
-from rayrec.serving.backends import (
-    FusedBackend,
-    RemoteRetrievers,
-    RemoteScorer,
-    SplitBackend,
-    between_answers,
-    retried,
-)
+from rayrec.serving.backends import FusedBackend, SplitBackend, between_answers
 from rayrec.serving.catalog import Catalog
 from rayrec.serving.gateway import Gateway
 from rayrec.serving.parts import QueryEncoder, Retriever, ScorerPart
+from rayrec.serving.remote import RemoteRetrievers, RemoteScorer, retried
 from rayrec.serving.telemetry import Telemetry
 from rayrec.serving.versions import Pair
 from rayrec.store import CatalogLog, open_catalog_log
