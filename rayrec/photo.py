@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from rayrec.config import PicturesConfig
-from rayrec.data.pictures import decode
+from rayrec.data.decoding import decode
 from rayrec.encoders.image import Preprocess
 from rayrec.errors import BadPicture, InvalidRequest
 

@@ -20,64 +20,16 @@ from cachetools import LRUCache
 
 from rayrec.errors import InvalidRequest
 from rayrec.retrieval.base import Column, Update, top_k
+from rayrec.retrieval.codes import ATTRIBUTE, SEPARATOR, Codes, word
 
-SEPARATOR = " > "
 SORTS = ("relevance", "price_asc", "price_desc", "newest", "popular")
 _WORDS = ("brand", "currency", "item_id")
 _NUMBERS = ("price_cents", "updated_us")
 _BOUNDS = {"gte": np.greater_equal, "gt": np.greater, "lte": np.less_equal, "lt": np.less}
-_ATTRIBUTE = "attributes."
 _NULL_NUMBER = np.iinfo(np.int64).min
 _PRICE_RANGES = 5
 _CACHED_RECORDS = 20_000  # of about 1 KB
 _CACHED_FIELDS = 128
-
-
-class Codes:
-    """A column of words: code of each row (-1: none), and the word of each code, sorted but for what came later."""
-
-    def __init__(self, of_row: np.ndarray, words: list[str]):
-        self._of_row = Column(of_row)
-        self.words = words
-        self.code = {word: i for i, word in enumerate(words)}
-        self._sorted = len(words)
-        self._rank = np.empty(0, np.int64)
-
-    @property
-    def of_row(self) -> np.ndarray:
-        return self._of_row.values
-
-    @classmethod
-    def encode(cls, column: pa.ChunkedArray | pa.Array) -> "Codes":
-        words = sorted(pc.unique(pc.drop_null(column)).to_pylist())
-        found = pc.fill_null(pc.index_in(column, value_set=pa.array(words, pa.string())), -1)
-        return cls(found.to_numpy().astype(np.int32), words)
-
-    def put(self, row: int, word: str | None) -> None:
-        code = -1
-        if word is not None:
-            code = self.code.setdefault(word, len(self.words))
-            if code == len(self.words):
-                self.words.append(word)
-        self._of_row.put(row, code)
-
-    def by_name(self, codes: np.ndarray) -> np.ndarray:
-        """The order of some codes by their words."""
-        if self._sorted == len(self.words):
-            return codes
-        if len(self._rank) != len(self.words):
-            self._rank = np.argsort(np.argsort(np.array(self.words, object)))
-        return self._rank[codes]
-
-
-def _word(record: Mapping[str, Any], field: str) -> str | None:
-    """What a record says in a word field."""
-    if field == "category":
-        path = record["category"] or ()
-        return None if None in path else SEPARATOR.join(path) or None
-    if field.startswith(_ATTRIBUTE):
-        return record["attributes"].get(field[len(_ATTRIBUTE) :])
-    return record[field]
 
 
 class ItemColumns:
@@ -143,7 +95,7 @@ class ItemColumns:
         with self._lock:
             fields = list(self._codes.items())
         for field, codes in fields:
-            codes.put(row, _word(record, field))
+            codes.put(row, word(record, field))
         for name, column in self._numbers.items():
             column.put(row, _NULL_NUMBER if record[name] is None else record[name])
         self._available.put(row, record["available"] is not False)
@@ -162,15 +114,15 @@ class ItemColumns:
             if field == "category":
                 column = pc.binary_join(self.items.column("category"), SEPARATOR)
                 column = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
-            elif field.startswith(_ATTRIBUTE):
-                column = pc.map_lookup(self.items.column("attributes"), field[len(_ATTRIBUTE) :], "first")
+            elif field.startswith(ATTRIBUTE):
+                column = pc.map_lookup(self.items.column("attributes"), field[len(ATTRIBUTE) :], "first")
             else:
                 column = self.items.column(field)
             codes = Codes.encode(column)
             for row in range(self.items.num_rows, self.n):
                 codes.put(row, None)
             for row, record in self._changed.items():
-                codes.put(row, _word(orjson.loads(record), field))
+                codes.put(row, word(orjson.loads(record), field))
             with self._lock:
                 self._codes[field] = codes
         return codes
@@ -247,7 +199,7 @@ class ItemColumns:
     def _known(self, field: str, at: str) -> None:
         if field in _WORDS or field == "category":
             return
-        if field.startswith(_ATTRIBUTE) and len(field) > len(_ATTRIBUTE):
+        if field.startswith(ATTRIBUTE) and len(field) > len(ATTRIBUTE):
             return
         known = [*_WORDS, "category", *_NUMBERS, "available", "attributes.NAME"]
         raise InvalidRequest("unknown_field", f"{at}: no such field", field=at, hint=f"known: {', '.join(known)}")

@@ -21,7 +21,8 @@ from PIL import Image, ImageFile, ImageOps
 from pyarrow import fs as pafs
 
 from rayrec.config import PicturesConfig
-from rayrec.data.pictures import PictureReader, decode
+from rayrec.data.decoding import decode
+from rayrec.data.pictures import PictureReader
 from rayrec.errors import BadPicture, SchemaError
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
