@@ -145,7 +145,7 @@ def cursor_offset(cursor: str) -> int:
         return 0
 
 
-_NOT_OURS = (ValueError, KeyError, TypeError, RecursionError)
+_NOT_OURS = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
 
 
 def _payload(cursor: str) -> Any:

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -177,6 +177,17 @@ class Engine:
         self.scorer.update(updates, offset)
         with self._lock:
             self._candidates.clear()
+
+    @contextlib.contextmanager
+    def candidates_aside(self) -> Iterator[None]:
+        """What is kept of queries now is kept still after the block, whatever is taken up and back within it."""
+        with self._lock:
+            kept, self._candidates = self._candidates, LRUCache(0)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._candidates = kept
 
     @property
     def columns(self) -> Any:

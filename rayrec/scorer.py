@@ -273,9 +273,8 @@ class Scorer:
     def similar(self, request: SimilarRequest, plan: SimilarPlan, near: np.ndarray) -> Answer:
         """near: rows that were found for plan.near."""
         started = time.perf_counter()
-        rows, parts = scoring.similar(
-            plan.row, plan.near.vector, near, self.behavior, self._shards.vectors, plan.allowed
-        )
+        near, allowed = self._still(near, plan.allowed)
+        rows, parts = scoring.similar(plan.row, plan.near.vector, near, self.behavior, self._shards.vectors, allowed)
         title = self.columns.records([plan.row])[0]["title"]
 
         def texts(_: int) -> Wordings:
@@ -317,7 +316,13 @@ class Scorer:
             assert taste is not None
             return self._shards.vectors(rows) @ taste.vector
 
-        rows, parts = scoring.recommend(taste, near, self.behavior, cosine, plan.allowed, plan.learned)
+        near, allowed = self._still(near, plan.allowed)
+        learned = plan.learned
+        if learned is not None and (lacking := self.columns.n - len(learned.scores)):
+            learned = replace(
+                learned, scores=np.pad(learned.scores, (0, lacking), constant_values=learned.scores.min())
+            )
+        rows, parts = scoring.recommend(taste, near, self.behavior, cosine, allowed, learned)
 
         def companion(row: int) -> str | None:
             found = scoring.companions(self.behavior, row, plan.history)
@@ -328,6 +333,18 @@ class Scorer:
 
         coverage = coverage or Coverage(dense="skipped" if taste is None else "ok", behavior="ok")
         return self._ranked(started, rows, parts, request.k, texts if request.explain else None, coverage)
+
+    def _still(self, near: np.ndarray, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """What a plan says, of the items that are there by now: changes may come between it and its answer.
+
+        A shard may be ahead, and find items that are not known here.
+        """
+        n, there = self.columns.n, self.columns.there
+        if allowed is not None and len(allowed) < n:
+            allowed = np.pad(allowed, (0, n - len(allowed)))
+        if there is not None:
+            allowed = there if allowed is None else allowed & there
+        return near[near < n], allowed
 
     def _row(self, item_id: str) -> int:
         row = self.columns.row(item_id)

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 _AT_ONCE = 10_000
 _LIVE = "live.arrow"
 _EMBEDDED = 256
+CATALOG_LOCK = "catalog.lock"
+"""of a workspace: who makes a catalog version of the newest holds it, so that none is made past another"""
 
 
 @dataclass(frozen=True)
@@ -83,17 +85,18 @@ def write_live(staged: Staged, live: pa.Table) -> None:
 
 def compact(ws: Workspace, url: str | None) -> str:
     """The newest catalog version, or one of what was changed since. Raises NotFound without any catalog."""
-    now = known(ws, url)
-    if now.version is None:
-        raise NotFound(f"no catalog in {ws.uri} yet; run 'rayrec embed' first")
-    if not now.changed:
-        return now.version
-    with ws.stage("catalog") as staged:
-        staged.write_parquet("items.parquet", now.items)
-        write_live(staged, now.live)
-        counts = {"items": now.items.num_rows, "quarantined": 0, "changes": now.changed}
-        config = ws.manifest("catalog", now.version)["config"]
-        version = staged.publish({"config": config, "counts": counts, "log_offset": now.offset})
+    with ws.lock(CATALOG_LOCK):
+        now = known(ws, url)
+        if now.version is None:
+            raise NotFound(f"no catalog in {ws.uri} yet; run 'rayrec embed' first")
+        if not now.changed:
+            return now.version
+        with ws.stage("catalog") as staged:
+            staged.write_parquet("items.parquet", now.items)
+            write_live(staged, now.live)
+            counts = {"items": now.items.num_rows, "quarantined": 0, "changes": now.changed}
+            config = ws.manifest("catalog", now.version)["config"]
+            version = staged.publish({"config": config, "counts": counts, "log_offset": now.offset})
     log.info("catalog/%s has %d changes", version, now.changed)
     return version
 

@@ -117,33 +117,34 @@ def load_catalog(source: SourceConfig | None, ws: Workspace, store: str | None =
 def publish_catalog(
     items: pa.Table, quarantine: Quarantine, source: SourceConfig, ws: Workspace, store: str | None = None
 ) -> str:
-    now = catalog_log.known(ws, store)
-    items, live, counts = catalog.reconcile(items, now.items, now.live)
-    if sum(counts.values()):
-        log.warning(
-            "%d items stay as the running shop changed them, %d that it deleted stay away; rows whose updated_us is "
-            "newer replace them",
-            *counts.values(),
-        )
-    latest = now.version
-    difference: dict[str, int] = {"added": items.num_rows}
-    if latest is not None:
-        before = ws.read_parquet("catalog", latest)
-        if before.equals(items) and not now.changed:
-            save_quarantine(quarantine, ws, latest)
-            return latest
-        difference = asdict(catalog.diff(before, items))
-    with ws.stage("catalog") as staged:
-        staged.write_parquet("items.parquet", items)
-        catalog_log.write_live(staged, live)
-        save_quarantine(quarantine, ws, staged.version)
-        return staged.publish(
-            {
-                "config": source.model_dump(),
-                "counts": {"items": items.num_rows, "quarantined": len(quarantine), **difference, **counts},
-                "log_offset": now.offset,
-            }
-        )
+    with ws.lock(catalog_log.CATALOG_LOCK):
+        now = catalog_log.known(ws, store)
+        items, live, counts = catalog.reconcile(items, now.items, now.live)
+        if sum(counts.values()):
+            log.warning(
+                "%d items stay as the running shop changed them, %d that it deleted stay away; rows whose updated_us "
+                "is newer replace them",
+                *counts.values(),
+            )
+        latest = now.version
+        difference: dict[str, int] = {"added": items.num_rows}
+        if latest is not None:
+            before = ws.read_parquet("catalog", latest)
+            if before.equals(items) and not now.changed:
+                save_quarantine(quarantine, ws, latest)
+                return latest
+            difference = asdict(catalog.diff(before, items))
+        with ws.stage("catalog") as staged:
+            staged.write_parquet("items.parquet", items)
+            catalog_log.write_live(staged, live)
+            save_quarantine(quarantine, ws, staged.version)
+            return staged.publish(
+                {
+                    "config": source.model_dump(),
+                    "counts": {"items": items.num_rows, "quarantined": len(quarantine), **difference, **counts},
+                    "log_offset": now.offset,
+                }
+            )
 
 
 def save_quarantine(quarantine: Quarantine, ws: Workspace, version: str) -> None:

@@ -106,8 +106,8 @@ class Column:
         self.values[row] = value
 
 
-def top_k(scores: np.ndarray, k: int) -> np.ndarray:
-    """Positions of the k highest of a 1-d array, descending, ties by position."""
+def top_k(scores: np.ndarray, k: int, order: np.ndarray | None = None) -> np.ndarray:
+    """Positions of the k highest of a 1-d array, descending, ties by position, or by their values in `order`."""
     k = min(k, len(scores))
     if k <= 0:
         return np.empty(0, np.int64)
@@ -116,7 +116,7 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
         chosen = np.flatnonzero(scores >= threshold)  # may exceed k on a tie; the sort below settles it
     else:
         chosen = np.arange(len(scores))
-    return chosen[np.lexsort((chosen, -scores[chosen]))][:k]
+    return chosen[np.lexsort((chosen if order is None else order[chosen], -scores[chosen]))][:k]
 
 
 def merge_top_k(parts: list[Hits], k: int) -> Hits:

@@ -50,6 +50,7 @@ class DenseIndex:
         self._in_place = kind == "flat" and not mapped
         self._beside = Column(np.empty((0, self.dim), np.float32))
         self._place: dict[int, int] = {}  # position -> row of `_beside`
+        self._positions = Column(np.empty(0, np.int64))  # of the rows of `_beside`
 
     @classmethod
     def build(cls, vectors: np.ndarray, kind: str = "auto", *, seed: int = 0, threads: int = 1) -> "DenseIndex":
@@ -105,7 +106,9 @@ class DenseIndex:
         if position > self.n:
             raise IndexError(f"position {position} of {self.n}: vectors are added one after another")
         if not self._in_place:
-            self._beside.put(self._place.setdefault(position, len(self._place)), vector)
+            place = self._place.setdefault(position, len(self._place))
+            self._beside.put(place, vector)
+            self._positions.put(place, position)
         elif position == self.n:
             self._index.add(np.ascontiguousarray(vector[None], np.float32))
         else:
@@ -123,11 +126,13 @@ class DenseIndex:
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise IncompatibleArtifact(f"query vectors {queries.shape}, the index holds (*, {self.dim})")
         if self._place:
-            changed = np.fromiter(self._place, np.int64, len(self._place))
+            changed = self._positions.values
             unchanged = np.ones(self._base, bool) if allowed is None else allowed[: self._base].copy()
             unchanged[changed[changed < self._base]] = False
-            wanted = changed if allowed is None else changed[allowed[changed]]
-            return merge_top_k([self._search(queries, k, unchanged), self._scan(queries, k, np.sort(wanted))], k)
+            products = queries @ self._beside.values.T
+            if allowed is not None:
+                products[:, ~allowed[changed]] = -np.inf
+            return merge_top_k([self._search(queries, k, unchanged), _best(products, changed, k)], k)
         return self._search(queries, k, allowed)
 
     def _search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> Hits:
@@ -223,14 +228,7 @@ class DenseIndex:
             width = min(4 * width, n)
 
     def _scan(self, queries: np.ndarray, k: int, positions: np.ndarray) -> Hits:
-        rows = np.full((len(queries), k), -1, np.int64)
-        scores = np.full((len(queries), k), -np.inf, np.float32)
-        products = queries @ self.vectors(positions).T
-        for i, row in enumerate(products):
-            best = top_k(row, k)
-            rows[i, : len(best)] = positions[best]
-            scores[i, : len(best)] = row[best]
-        return Hits(rows, scores)
+        return _best(queries @ self.vectors(positions).T, positions, k)
 
     def _parameters(self, k: int, selector: Any, share: float) -> Any:
         """How far to look: further, the fewer of the vectors on the way are allowed."""
@@ -240,6 +238,18 @@ class DenseIndex:
         base = faiss.downcast_index(self._index.base_index)
         inner = faiss.SearchParametersIVF(sel=selector, nprobe=int(min(_NPROBE / share, base.nlist)))
         return faiss.IndexRefineSearchParameters(k_factor=10, base_index_params=inner)
+
+
+def _best(products: np.ndarray, positions: np.ndarray, k: int) -> Hits:
+    """The k best of products (B, P) with vectors at `positions`; -inf ones are none."""
+    rows = np.full((len(products), k), -1, np.int64)
+    scores = np.full((len(products), k), -np.inf, np.float32)
+    for i, row in enumerate(products):
+        best = top_k(row, k, positions)
+        best = best[row[best] > -np.inf]
+        rows[i, : len(best)] = positions[best]
+        scores[i, : len(best)] = row[best]
+    return Hits(rows, scores)
 
 
 def _tidy(rows: np.ndarray, scores: np.ndarray, k: int) -> Hits:

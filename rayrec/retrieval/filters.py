@@ -121,8 +121,10 @@ class ItemColumns:
             codes = Codes.encode(column)
             for row in range(self.items.num_rows, self.n):
                 codes.put(row, None)
+            # most invented names are in no record; to look for one is much less than to read the record
+            said = orjson.dumps(field.removeprefix(ATTRIBUTE))
             for row, record in self._changed.items():
-                codes.put(row, word(orjson.loads(record), field))
+                codes.put(row, word(orjson.loads(record), field) if said in record else None)
             with self._lock:
                 self._codes[field] = codes
         return codes

@@ -29,7 +29,7 @@ from rayrec.serving.auth import Keys
 from rayrec.serving.backends import PICTURES_TOGETHER, Backend, FusedBackend, SplitBackend, between_answers
 from rayrec.serving.batching import Batcher, by_key
 from rayrec.serving.catalog import Catalog
-from rayrec.serving.events import Events, store_url
+from rayrec.serving.events import Events, count_on, store_url
 from rayrec.serving.gateway import Gateway
 from rayrec.serving.http import create_app
 from rayrec.serving.loopback import confine_replica
@@ -138,6 +138,8 @@ class GatewayReplica(Reporting):
         Reporting.__init__(self, hub)
         ws = Workspace.open(config.workspace, create=False)
         url, log = _store_url(config), _catalog_log(config)
+        store = None if url is None else open_store(url)
+        count_on(ws, store, log)
         backend: Backend
         if encoder is None:
             backend = FusedBackend(config, self.telemetry, log)
@@ -148,7 +150,7 @@ class GatewayReplica(Reporting):
         self._bars.create_secret()
         clean_copies(ws, self._bars)
         self._refresher = asyncio.get_running_loop().create_task(self._refresh(ws, config.poll_s))
-        events = None if url is None else Events(config, open_store(url), self.telemetry, self._bars)
+        events = None if store is None else Events(config, store, self.telemetry, self._bars)
         # without a store to ask at every answer, replicas find out as they look
         after_s = 0.0 if url is not None else 2 * config.poll_s
         self._gateway = Gateway(

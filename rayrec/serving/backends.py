@@ -7,7 +7,7 @@ replica's event loop stays free to refuse and to report.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -19,6 +19,7 @@ from rayrec.answer import Answer, Coverage, Encoded
 from rayrec.config import ServeConfig
 from rayrec.encoders.image import Preprocess
 from rayrec.engine import Engine
+from rayrec.errors import Unavailable, VersionNotLoaded
 from rayrec.photo import no_pictures
 from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.retrieval.completions import Completion
@@ -87,6 +88,17 @@ async def choose(live: Live[T], index: str | None) -> Loaded[T]:
     return live.current
 
 
+async def by_a_version(backend: Backend, ask: Callable[[Loaded[Any]], Awaitable[R]], pinned: str | None = None) -> R:
+    """What `ask` answers by the best version that every part has loaded: during a swap not all have the newest."""
+    versions = await backend.versions(pinned)
+    for version in versions:
+        try:
+            return await ask(version)
+        except VersionNotLoaded:
+            continue
+    raise Unavailable(f"no version is loaded by every part yet; {versions[0].pair.index} is on its way")
+
+
 class FusedBackend:
     """The whole engine here, in one thread beside the event loop: a replica is one core's worth of work, which more
     threads only hand about (benchmarks/LOG.md).
@@ -140,9 +152,10 @@ class FusedBackend:
         return await self._run(self._answer, version.value, request, encoded)
 
     def _answer(self, engine: Engine, request: SearchRequest, encoded: Encoded) -> Answer:
-        if self.tail is None or request.as_of is None:
+        offset = request.as_of
+        if self.tail is None or offset is None or not (following := self.tail.of(engine)).live.since(offset):
             return engine.answer(request, encoded)
-        with self.tail.of(engine).as_of(request.as_of):
+        with engine.candidates_aside(), following.as_of(offset):
             return engine.answer(request, encoded)
 
     async def similar(self, version: Loaded[Engine], request: SimilarRequest) -> Answer:
@@ -173,9 +186,10 @@ class FusedBackend:
     async def _reach(self, version: Loaded[Engine], offset: int) -> None:
         if not offset:
             return
-        if self.tail is None:
+        if self.tail is not None:
+            await self.tail.reach(version.value, offset)
+        elif offset > version.value.versions["log_offset"]:
             raise no_such_change(offset)
-        await self.tail.reach(version.value, offset)
 
     async def _run(self, work: Callable[..., R], *args: Any) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,11 @@ from rayrec.data.catalog import content_hash, item_text
 from rayrec.errors import Overloaded, TooLarge, Unavailable
 from rayrec.item_vectors import packed, vector_key
 from rayrec.schema import ITEMS
-from rayrec.serving.backends import Backend
+from rayrec.serving.backends import Backend, by_a_version
 from rayrec.serving.batching import Batcher
 from rayrec.serving.models import ItemBody, first_fault
 from rayrec.serving.telemetry import Telemetry
+from rayrec.serving.versions import Loaded
 from rayrec.store import CatalogLog, Wanted
 
 _TOGETHER = 64  # requests whose changes are flushed to the disk at a time
@@ -68,8 +70,8 @@ class Catalog:
                 rejected.append({"index": index, "code": "invalid_item", "message": first_fault(error)})
         self._telemetry.changes.labels("rejected").inc(len(rejected))
         with self._room(len(good)):
-            version = (await self._backend.versions(None))[0]
-            known = await self._backend.contents(version, [item["item_id"] for item in good]) if good else {}
+            ids = [item["item_id"] for item in good]
+            known = await by_a_version(self._backend, partial(self._contents, ids)) if good else {}
             contents = [content_hash(item_text(_full(item))).hex() for item in good]
             fresh = [i for i, item in enumerate(good) if known.get(item["item_id"]) != contents[i]]
             vectors = await self._embed({contents[i]: item_text(_full(good[i])) for i in fresh})
@@ -86,8 +88,7 @@ class Catalog:
             deadline = time.monotonic() + _FASTER_S
             while time.monotonic() < deadline:
                 seen = await self._in_thread(self._log.newest)
-                version = (await self._backend.versions(None))[0]
-                before = await self._backend.item(version, item_id, seen)
+                before = await by_a_version(self._backend, partial(self._item, item_id, seen))
                 now_us = self._now_us()
                 item = _merged(before, {"updated_us": now_us, **given})
                 text, content = item_text(_full(item)), content_hash(item_text(_full(item))).hex()
@@ -98,16 +99,22 @@ class Catalog:
                 await asyncio.sleep(0.05 * random.random())  # else two that are equally fast keep each other out
         raise Unavailable("others change this item all the time; try again")
 
+    async def _contents(self, item_ids: Sequence[str], version: Loaded[Any]) -> dict[str, str]:
+        return await self._backend.contents(version, item_ids)
+
+    async def _item(self, item_id: str, offset: int, version: Loaded[Any]) -> dict[str, Any]:
+        return await self._backend.item(version, item_id, offset)
+
     async def delete(self, item_id: str) -> dict[str, Any]:
         """Delete, also what nobody knows: an older file that brings it does not bring it back. Raises Unavailable."""
         with self._room(1):
             return self._told(await self._commit(([Wanted(item_id, None, None, self._now_us())], {})), [])
 
     async def _embed(self, contents: Mapping[str, str]) -> dict[str, bytes]:
-        """Vectors of contents, hash -> text, that the log lacks, as it keeps them."""
-        if not contents:
-            return {}
-        version = (await self._backend.versions(None))[0]
+        """Vectors of contents, hash -> text, as the log keeps them."""
+        return await by_a_version(self._backend, partial(self._embed_by, contents)) if contents else {}
+
+    async def _embed_by(self, contents: Mapping[str, str], version: Loaded[Any]) -> dict[str, bytes]:
         space, _ = await self._backend.item_vectors(version, [])
         keys = {vector_key(space, content): content for content in contents}
         there = await self._in_thread(lambda: self._log.vectors(keys))

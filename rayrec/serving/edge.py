@@ -28,6 +28,7 @@ from rayrec.errors import (
     TooLarge,
     Unauthorized,
     Unavailable,
+    VersionNotLoaded,
     described,
 )
 from rayrec.serving.auth import COOKIE, Keys
@@ -43,6 +44,7 @@ STATUS: dict[type[RayrecError], tuple[int, str]] = {
     Conflict: (409, "conflict"),
     TooLarge: (413, "too_large"),
     Unavailable: (503, "unavailable"),
+    VersionNotLoaded: (503, "unavailable"),
     Overloaded: (429, "overloaded"),
 }
 _STATUS_OF = {"stale_cursor": 409, "invalid_image": 422}  # of an InvalidRequest's code; else 400
@@ -130,7 +132,7 @@ class Edge:
             await respond(send_with_headers, code, more, content)
         finally:
             held.close()
-            route = getattr(scope.get("route"), "path", "other")
+            route = getattr(scope.get("route"), "path_format", "other")
             self._telemetry.requests.labels(route, str(status or _GONE)).inc()
             self._telemetry.latency.labels(route).observe(time.perf_counter() - started)
 

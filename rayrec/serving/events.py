@@ -17,7 +17,7 @@ from rayrec.request import Recent
 from rayrec.serving.batching import Batcher
 from rayrec.serving.models import EventBody, first_fault
 from rayrec.serving.telemetry import Telemetry
-from rayrec.store import Event, EventStore, file_in
+from rayrec.store import CatalogLog, Event, EventStore, file_in
 from rayrec.store.base import REFUSED, Numbered
 from rayrec.workspace import Workspace
 
@@ -137,6 +137,17 @@ def store_url(config: ServeConfig, ws: Workspace, nodes: int) -> str | None:
     if config.store.startswith("sqlite:") and nodes > 1:
         raise SchemaError(f"store: SQLite is for one machine, this cluster has {nodes} nodes; use redis://")
     return config.store
+
+
+def count_on(ws: Workspace, store: EventStore | None, changes: CatalogLog | None) -> None:
+    """Let a store that took another's place give no number that what was made of the other knows already."""
+    for log, kind in ((store, "events"), (changes, "catalog")):
+        version = ws.latest(kind)
+        if log is not None and version is not None:
+            log.start_after(ws.manifest(kind, version).get("log_offset", 0))
+    index = ws.current().index
+    if store is not None and index is not None:
+        store.start_after(ws.manifest("indexes", index).get("events_offset", 0))
 
 
 class _Refused(Exception):

@@ -24,7 +24,7 @@ from rayrec.engine import POPULAR
 from rayrec.errors import NotFound, Overloaded, RayrecError, Unavailable, VersionNotLoaded
 from rayrec.photo import Photo, no_pictures
 from rayrec.request import Recent, RecommendRequest, SearchRequest, SimilarRequest
-from rayrec.serving.backends import Backend
+from rayrec.serving.backends import Backend, by_a_version
 from rayrec.serving.catalog import Catalog
 from rayrec.serving.events import Events
 from rayrec.serving.photos import Decoder
@@ -83,7 +83,7 @@ class Gateway:
             if request.cursor is not None:
                 pinned, offset = cursor_index(request.cursor), cursor_offset(request.cursor)
                 request = replace(request, min_offset=max(request.min_offset, offset), as_of=offset)
-            answer = await self._by_a_version(lambda version: self._search(version, request, load), pinned)
+            answer = await by_a_version(self.backend, lambda version: self._search(version, request, load), pinned)
         return self._finished("search", answer, started, lack)
 
     async def _search(self, version: Loaded[Any], request: SearchRequest, load: float) -> Answer:
@@ -114,7 +114,7 @@ class Gateway:
         """Raises NotFound, InvalidRequest, Overloaded, Unavailable."""
         started = time.perf_counter()
         with self._admitted():
-            answer = await self._by_a_version(lambda version: self.backend.similar(version, request))
+            answer = await by_a_version(self.backend, lambda version: self.backend.similar(version, request))
         return self._finished("similar", answer, started)
 
     async def recommend(self, request: RecommendRequest, session_id: str | None = None) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class Gateway:
                 minded = await self._with_vectors(version, request.recent, load)
                 return await self.backend.recommend(version, replace(request, recent=minded), coverage)
 
-            answer = await self._by_a_version(ask)
+            answer = await by_a_version(self.backend, ask)
         return self._finished("recommend", answer, started, lack)
 
     async def _recent(self, user_id: str | None, session_id: str | None) -> tuple[tuple[Recent, ...], int, str | None]:
@@ -172,7 +172,7 @@ class Gateway:
     async def item(self, item_id: str) -> dict[str, Any]:
         """Raises NotFound, Overloaded, Unavailable."""
         with self._admitted():
-            return {"item": await self._by_a_version(lambda version: self.backend.item(version, item_id))}
+            return {"item": await by_a_version(self.backend, lambda version: self.backend.item(version, item_id))}
 
     async def sees_photos(self) -> bool:
         """Whether what answers now can be searched by photo."""
@@ -182,18 +182,8 @@ class Gateway:
         """Raises Overloaded, Unavailable."""
         started = time.perf_counter()
         with self._admitted():
-            found = await self._by_a_version(lambda version: self.backend.suggest(version, prefix, k))
+            found = await by_a_version(self.backend, lambda version: self.backend.suggest(version, prefix, k))
         return {"suggestions": [{"text": each.text} for each in found], "took_ms": _elapsed_ms(started)}
-
-    async def _by_a_version(self, ask: Callable[[Loaded[Any]], Awaitable[R]], pinned: str | None = None) -> R:
-        """What `ask` answers by the best version that every part has loaded: during a swap not all have the newest."""
-        versions = await self.backend.versions(pinned)
-        for version in versions:
-            try:
-                return await ask(version)
-            except VersionNotLoaded:
-                continue
-        raise Unavailable(f"no version is loaded by every part yet; {versions[0].pair.index} is on its way")
 
     @contextlib.contextmanager
     def _admitted(self) -> Iterator[float]:

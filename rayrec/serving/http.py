@@ -123,7 +123,7 @@ def _add_answers(app: FastAPI, gateway: Gateway) -> None:
     ) -> Response:
         return _json(request, await gateway.suggest(q, k))
 
-    @app.get("/v1/items/{item_id}/similar", **answers(AnswerModel, "Items like one item"))
+    @app.get("/v1/items/{item_id:path}/similar", **answers(AnswerModel, "Items like one item"))
     async def similar(
         request: Request,
         item_id: Annotated[str, Path(max_length=512)],
@@ -132,7 +132,7 @@ def _add_answers(app: FastAPI, gateway: Gateway) -> None:
     ) -> Response:
         return _json(request, await gateway.similar(SimilarRequest(item_id, k, explain=explain)))
 
-    @app.get("/v1/items/{item_id}", **answers(ItemAnswer, "One item"))
+    @app.get("/v1/items/{item_id:path}", **answers(ItemAnswer, "One item"))
     async def item(request: Request, item_id: Annotated[str, Path(max_length=512)]) -> Response:
         return _json(request, await gateway.item(item_id))
 
@@ -187,12 +187,14 @@ def _add_catalog(app: FastAPI, gateway: Gateway) -> None:
     async def put(request: Request, body: ItemsBody) -> Response:
         return _json(request, await of_store(gateway.catalog, lambda catalog: catalog.put(body.items)))
 
-    @app.patch("/v1/items/{item_id}", **options, summary="Merge fields into an item; null removes")
+    @app.patch("/v1/items/{item_id:path}", **options, summary="Merge fields into an item; null removes")
     async def patch(request: Request, item_id: _ItemId, body: ItemPatch) -> Response:
         given = body.model_dump(exclude_unset=True)
         return _json(request, await of_store(gateway.catalog, lambda catalog: catalog.patch(item_id, given)))
 
-    @app.delete("/v1/items/{item_id}", **options, summary="Delete an item: it comes back only when it is put again")
+    @app.delete(
+        "/v1/items/{item_id:path}", **options, summary="Delete an item: it comes back only when it is put again"
+    )
     async def delete(request: Request, item_id: _ItemId) -> Response:
         return _json(request, await of_store(gateway.catalog, lambda catalog: catalog.delete(item_id)))
 

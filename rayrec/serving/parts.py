@@ -25,7 +25,7 @@ from rayrec.retrieval.base import Found, Hits, Probe, Update
 from rayrec.retrieval.live import LiveCatalog, Pictures, taken_back
 from rayrec.retrieval.shards import Shard, Shards, load_columns
 from rayrec.scorer import Scorer
-from rayrec.serving.tail import Between, Following, Tail, alone
+from rayrec.serving.tail import Between, Following, Tail, alone, no_such_change
 from rayrec.serving.telemetry import Telemetry
 from rayrec.serving.versions import Live, Pair, T
 from rayrec.store import CatalogLog
@@ -298,9 +298,12 @@ class ScorerPart:
         return Following(scorer, live, scorer.update, scorer.taken_back, ItemVectors(catalog, ws, manifest["encoder"]))
 
     async def reach(self, pair: Pair, offset: int) -> None:
-        """Wait until the change of an offset is taken up. Raises VersionNotLoaded, Unavailable."""
+        """Wait until the change of an offset is taken up. Raises VersionNotLoaded, InvalidRequest, Unavailable."""
+        scorer = self.scorer(pair)
         if self.tail is not None and offset:
-            await self.tail.reach(self.scorer(pair), offset)
+            await self.tail.reach(scorer, offset)
+        elif offset > scorer.versions["log_offset"]:
+            raise no_such_change(offset)
 
     def scorer(self, pair: Pair) -> Scorer:
         """Raises VersionNotLoaded."""

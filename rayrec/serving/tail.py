@@ -46,9 +46,9 @@ class Following:
         It stays as it is if it is not that far yet, or that was more than some hundred changes ago.
         """
         steps = self.live.since(offset) or []
-        if steps:
-            self.update([back for _, back in reversed(steps)], offset)
         try:
+            if steps:
+                self.update([back for _, back in reversed(steps)], offset)
             yield
         finally:
             if steps:
@@ -88,6 +88,7 @@ class Tail:
         self._log, self._poll_s, self._between = changes, poll_s, between
         self._on_failure, self._on_change = on_failure, on_change
         self._following: list[Following] = []
+        self._not_before: dict[int, float] = {}  # of a following that failed, by its id: when it is tried again
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closed = False
@@ -95,14 +96,20 @@ class Tail:
         self._thread.start()
 
     def follow(self, following: Following) -> None:
-        """Catch up with the log, for a part that does not answer yet, and go on. Raises Unavailable, NotFound."""
-        self._catch_up(following, alone)
+        """Catch up with what is in the log now, for a part that does not answer yet, and go on.
+
+        Raises Unavailable, NotFound.
+        """
+        end = self._log.newest()
+        while following.live.offset < end and self._take_some(following, alone):
+            pass
         with self._lock:
             self._following.insert(0, following)
 
     def drop(self, part: Any) -> None:
         with self._lock:
             self._following = [each for each in self._following if each.part is not part]
+            self._not_before = {}
 
     def of(self, part: Any) -> Following:
         """Raises VersionNotLoaded of a part that is not followed any more."""
@@ -135,34 +142,43 @@ class Tail:
         self._thread.join()
 
     def _run(self) -> None:
+        """Some changes for each in turn: who is behind, or fails, keeps no other waiting."""
+        more = False
         while not self._closed:
-            self._wake.wait(self._poll_s)
+            if not more:
+                self._wake.wait(self._poll_s)
             self._wake.clear()
             with self._lock:
                 following = list(self._following)
-            try:
-                for each in following:
-                    self._catch_up(each, self._between)
-            except Exception as error:  # the loop outlives whatever a store or an encoder throws
-                if self._closed:
-                    return
+            took = [self._tried(each) for each in following]
+            more = any(took)
+
+    def _tried(self, following: Following) -> bool:
+        if time.monotonic() < self._not_before.get(id(following), 0.0):
+            return False
+        try:
+            return self._take_some(following, self._between)
+        except Exception as error:  # the loop outlives whatever a store or an encoder throws
+            if not self._closed:
                 # never the message of an error that is not ours: it may hold what an item says
                 said = str(error) if isinstance(error, RayrecError) else type(error).__name__
                 log.warning("changes of the catalog cannot be taken up (%s); trying again", said)
                 self._on_failure()
-                time.sleep(_RETRY_S)
+                self._not_before[id(following)] = time.monotonic() + _RETRY_S
+            return False
 
-    def _catch_up(self, following: Following, between: Between) -> None:
+    def _take_some(self, following: Following, between: Between) -> bool:
+        """Whether there were any; perhaps there are more."""
         live = following.live
-        if self._log.newest() <= live.offset:
-            return
-        while changes := self._log.changes(live.offset, AT_ONCE):
-            updates = live.plan(changes, following.vectors)
+        if self._log.newest() <= live.offset or not (changes := self._log.changes(live.offset, AT_ONCE)):
+            return False
+        updates, offset = live.plan(changes, following.vectors), changes[-1].offset
 
-            def take_up(updates: list[Update] = updates, offset: int = changes[-1].offset) -> None:
-                back = following.taken_back(updates)
-                following.update(updates, offset)
-                live.took(offset, zip(updates, back, strict=True))
+        def take_up() -> None:
+            back = following.taken_back(updates)
+            following.update(updates, offset)
+            live.took(offset, zip(updates, back, strict=True))
 
-            between(take_up)
-            self._on_change(live.offset)
+        between(take_up)
+        self._on_change(live.offset)
+        return True

@@ -67,6 +67,10 @@ class EventStore(Protocol):
         """The highest offset; 0 of an empty log."""
         ...
 
+    def start_after(self, offset: int) -> None:
+        """Give no offset up to this one: of a new log in the place of one that others have read so far. Durable."""
+        ...
+
     # -- forgetting: in this order, and again from the beginning if anything ends it early ---------
 
     def traces(self, user_id: str) -> Traces:
@@ -130,6 +134,10 @@ class CatalogLog(Protocol):
 
     def newest(self) -> int:
         """The highest offset ever given; 0 before the first change."""
+        ...
+
+    def start_after(self, offset: int) -> None:
+        """Give no offset up to this one: of a new log in the place of one that bases were made of. Durable."""
         ...
 
     def cut(self, until: int) -> int:

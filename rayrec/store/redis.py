@@ -153,6 +153,9 @@ class RedisStore:
     def end(self) -> int:
         return int(self._redis.call(lambda: self._redis.client.get(self._keys[4])) or 0)
 
+    def start_after(self, offset: int) -> None:
+        self._redis.raise_to(self._keys[4], offset)
+
     # -- forgetting -------------------------------------------------------------------------------
 
     def traces(self, user_id: str) -> Traces:

@@ -89,6 +89,9 @@ class RedisCatalogLog:
     def newest(self) -> int:
         return int(self._redis.call(lambda: self._redis.client.get(self._keys[1])) or 0)
 
+    def start_after(self, offset: int) -> None:
+        self._redis.raise_to(self._keys[1], offset)
+
     def cut(self, until: int) -> int:
         return self._redis.call(lambda: self._cut(keys=self._keys, args=[until]))
 

@@ -15,6 +15,12 @@ _TIMEOUT_S = 5.0
 _DURABLE = {"appendonly": "yes", "appendfsync": "always"}
 
 
+# a number never becomes less
+_RAISE = """
+if tonumber(redis.call('GET', KEYS[1]) or '0') < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], ARGV[1]) end
+"""
+
+
 class DurableRedis:
     """A client. Raises SchemaError of a Redis that may lose what it acknowledged, Unavailable of one away."""
 
@@ -32,6 +38,10 @@ class DurableRedis:
                     f"store: this Redis has {name} {found}, and could lose what it acknowledged; "
                     f"set '{name} {wanted}' in its configuration"
                 )
+
+    def raise_to(self, key: str, least: int) -> None:
+        """Set a number that is less, or not there."""
+        self.call(lambda: self.client.eval(_RAISE, 1, key, least))
 
     @staticmethod
     def call(work: Callable[[], T]) -> T:

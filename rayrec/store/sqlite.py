@@ -97,6 +97,11 @@ class SqliteStore:
         with self._file.reading() as db:
             return self._end(db)
 
+    def start_after(self, offset: int) -> None:
+        with self._file.writing() as db:
+            if self._end(db) < offset:
+                _note(db, _LAST, offset)
+
     def close(self) -> None:
         self._file.close()
 

@@ -69,6 +69,12 @@ class SqliteCatalogLog:
         with self._file.reading() as db:
             return self._newest(db)
 
+    def start_after(self, offset: int) -> None:
+        with self._file.writing() as db:
+            if self._newest(db) < offset:
+                db.execute("DELETE FROM sqlite_sequence WHERE name = 'changes'")
+                db.execute("INSERT INTO sqlite_sequence VALUES ('changes', ?)", (offset,))
+
     def cut(self, until: int) -> int:
         with self._file.writing() as db:
             db.execute("DELETE FROM vectors WHERE offset <= ?", (until,))

@@ -43,6 +43,16 @@ def test_changes_are_numbered_as_they_come_and_read_as_they_were(log: CatalogLog
     assert [each.offset for each in log.changes(2, 10)] == [3]
 
 
+def test_a_new_log_counts_on_from_another(url: str, log: CatalogLog) -> None:
+    log.start_after(500)
+    assert (log.newest(), log.changes(0, 10)) == (500, [])
+    assert log.change([put("a")], {}) == [501]
+    log.start_after(7)
+    other = open_catalog_log(url)
+    assert other.change([put("b", unless_after=500)], {}) == [502]
+    other.close()
+
+
 def test_vectors_are_kept_beside_the_changes(log: CatalogLog) -> None:
     raw = bytes(range(256))
     log.change([put("a")], {"space:c0ffee": raw, "other": b"\x00"})

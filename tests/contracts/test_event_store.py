@@ -49,6 +49,16 @@ def test_events_are_numbered_as_they_come_and_read_as_they_were(store: EventStor
     assert [offset for offset, _ in store.read(0, 2)] == [1, 2]
 
 
+def test_a_new_store_counts_on_from_another(url: str, store: EventStore) -> None:
+    store.start_after(500)
+    assert (store.end(), store.read(0, 10)) == (500, [])
+    assert store.append([event("e1"), event("e2")]) == [501, 502]
+    store.start_after(7)
+    other = open_store(url)
+    assert other.append([event("e2"), event("e3")]) == [None, 503]
+    other.close()
+
+
 def test_an_event_is_taken_once(store: EventStore) -> None:
     assert store.append([event("e1"), event("e1", 9), event("e2")]) == [1, None, 2]
     assert store.append([event("e2"), event("e3")]) == [None, 3]

@@ -245,7 +245,7 @@ def test_who_asks_for_a_change_that_does_not_come_is_told_in_time(app, monkeypat
     refused = app.call("POST", "/v1/search", {"query": "", "min_offset": 7})
     assert (refused.status, refused.error["code"], refused.error["field"]) == (400, "unknown_offset", "min_offset")
     monkeypatch.setattr("rayrec.serving.tail._WAIT_S", 0.1)
-    monkeypatch.setattr(type(app.gateway.backend.tail), "_catch_up", lambda *_: None)
+    monkeypatch.setattr(type(app.gateway.backend.tail), "_take_some", lambda *_: False)
     put(app, MUG)
     refused = app.call("POST", "/v1/search", {"query": "", "min_offset": 1})
     assert (refused.status, refused.error["code"]) == (503, "unavailable")
