@@ -5,16 +5,16 @@ old ones, on Ray Train as `train` does, and is judged beside what it was on two 
 must gain, and the events that were held out before, of which it may lose little.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow.compute as pc
 
 from rayrec.config import UpdateConfig
-from rayrec.errors import NotFound, SchemaError
+from rayrec.errors import Conflict, NotFound, SchemaError
 from rayrec.pipelines.event_log import export_events, newest_events
 from rayrec.pipelines.fit import Progress, newest_catalog, run
 from rayrec.pipelines.index import find_embeddings
@@ -102,7 +102,7 @@ def _events(config: UpdateConfig, ws: Workspace, present: str) -> str:
     return newest_events(ws)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _remembered(config: UpdateConfig, ws: Workspace, present: str, events: str) -> Iterator[None]:
     """What an update is of, until it is done; or failed, for then the next tries what is newest."""
     ws.write_bytes(json.dumps({**made_of(config, present), "events": events}).encode(), *_KILLED)
@@ -144,9 +144,9 @@ def _waiting(config: UpdateConfig, ws: Workspace, present: str, events: str, new
 
 def _promoted(ws: Workspace, present: str, summary: UpdateSummary) -> UpdateSummary:
     """Let it answer, unless another model came to answer meanwhile, against which it was not judged."""
-    now = ws.current()
-    if now.model != present:
-        reason = f"models/{now.model} answers since, against which it was not judged"
-        return replace(summary, promoted=False, reason=reason)
-    generation = ws.promote(model=summary.model, expect_generation=now.generation).generation
-    return replace(summary, generation=generation)
+    while (now := ws.current()).model == present:
+        with contextlib.suppress(Conflict):  # another index was promoted in this moment
+            generation = ws.promote(model=summary.model, expect_generation=now.generation).generation
+            return replace(summary, generation=generation)
+    reason = f"models/{now.model} answers since, against which it was not judged"
+    return replace(summary, promoted=False, reason=reason)

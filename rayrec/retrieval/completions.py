@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rayrec.retrieval.analyzers import after_spaces, normal
-from rayrec.retrieval.base import Column, top_k
+from rayrec.retrieval.base import Column
 from rayrec.retrieval.filters import ItemColumns
 
 _MAX_PHRASES = 100_000
@@ -43,6 +43,7 @@ class Completions:
         starts.sort()
         self._starts = [start for start, _ in starts]
         self._places = [place for _, place in starts]
+        self._free: list[int] = []  # places of phrases that were removed
 
     def _starts_of(self, text: str, place: int) -> list[tuple[str, int]]:
         typed = normal(text)
@@ -66,6 +67,8 @@ class Completions:
         for phrase in old - new:
             if (place := self._place.get(phrase)) is not None:
                 self._weights.put(place, self._weights.values[place] - wanted - _ANY)
+                if self._weights.values[place] < _ANY / 2:  # every item is gone
+                    self._remove(phrase)
         for phrase in new - old:
             self._add(phrase, wanted + _ANY)
 
@@ -74,15 +77,27 @@ class Completions:
         if place is not None:
             self._weights.put(place, self._weights.values[place] + weight)
             return
-        if len(self._phrases) >= _MAX_PHRASES:
+        if len(self._place) >= _MAX_PHRASES:
             return
-        place = self._place[phrase] = len(self._phrases)
-        self._phrases.append(phrase)
+        if self._free:
+            place = self._free.pop()
+            self._phrases[place] = phrase
+        else:
+            place = len(self._phrases)
+            self._phrases.append(phrase)
+        self._place[phrase] = place
         self._weights.put(place, weight)
         for start, _ in self._starts_of(phrase, place):
             at = bisect_left(self._starts, start)
             self._starts.insert(at, start)
             self._places.insert(at, place)
+
+    def _remove(self, phrase: str) -> None:
+        place = self._place.pop(phrase)
+        self._free.append(place)
+        for start, _ in self._starts_of(phrase, place):
+            at = self._places.index(place, bisect_left(self._starts, start))
+            del self._starts[at], self._places[at]
 
     def complete(self, prefix: str, k: int) -> list[Completion]:
         """The k weightiest phrases with a word that starts so; for very short prefixes among the first 5,000."""
@@ -93,9 +108,10 @@ class Completions:
         high = bisect_left(self._starts, start + _LAST, low)
         places = np.unique(np.array(self._places[low : min(high, low + _SCAN)], np.int64))
         weights = self._weights.values[places]
-        places = places[weights > _ANY / 2]  # of the others, every item is gone
-        best = places[top_k(self._weights.values[places], k)]
-        return [Completion(self._phrases[place], float(self._weights.values[place])) for place in best]
+        if k < len(places):
+            places = places[weights >= np.partition(weights, -k)[-k]]
+        best = sorted((-self._weights.values[place], self._phrases[place]) for place in places)[:k]
+        return [Completion(phrase, -float(weight)) for weight, phrase in best]
 
 
 def _phrases(title: str, brand: str | None, category: Sequence[str | None] | None) -> set[str]:

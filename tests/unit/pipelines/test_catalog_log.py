@@ -1,5 +1,7 @@
 """What was changed in a running shop becomes the catalog, and no older file undoes it."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,23 @@ def test_changes_become_a_version_of_their_own_and_say_how_far_they_go(ws: Works
     delete(log, "x", 14)
     assert ws.manifest("catalog", catalog_log.compact(ws, None))["log_offset"] == 5
     assert "x" not in titles(ws)
+
+
+def test_an_import_and_a_compaction_wait_for_each_other(ws: Workspace, log: CatalogLog) -> None:
+    """Else the later of two that read the same version would leave out what the other brought."""
+    imported(ws)
+    put(log, "b", 10)
+    with ThreadPoolExecutor(2) as threads:
+        with ws.lock(catalog_log.CATALOG_LOCK):
+            both = [
+                threads.submit(imported, ws, [*FILE, {"item_id": "e", "title": "new"}]),
+                threads.submit(catalog_log.compact, ws, None),
+            ]
+            time.sleep(0.3)
+            assert not any(each.done() for each in both)
+        for each in both:
+            each.result(20)
+    assert titles(ws) == {**BASE, "b": "changed", "e": "new"}
 
 
 def test_without_a_log_or_a_catalog(ws: Workspace) -> None:

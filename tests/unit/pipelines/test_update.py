@@ -1,5 +1,6 @@
 """Which events are new to a model, when there is nothing to do yet, and what an update keeps of how it was trained."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,25 @@ def test_what_was_judged_against_another_model_does_not_answer(ws: Workspace, mo
     assert not found.promoted
     assert found.reason == f"models/{by_hand[0]} answers since, against which it was not judged"
     assert ws.current().model == by_hand[0]
+
+
+def test_a_model_that_passed_answers_though_an_index_was_promoted_in_that_moment(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(ws, acts(1, prefix="f"))
+    monkeypatch.setattr(pipeline, "find_embeddings", lambda *_: str(FakeEncoder().id))
+    made: list[str] = []
+
+    def run(*_: Any, **__: Any) -> dict[str, Any]:
+        made.append(publish_trained(ws, newest_events(ws)))
+        return {"promoted": True, "reason": "better", "model": made[0], "seconds": 1.0}
+
+    monkeypatch.setattr(pipeline, "run", run)
+    read = Workspace.current
+    stale = [replace(ws.current(), generation=ws.current().generation - 1)]
+    monkeypatch.setattr(Workspace, "current", lambda self: stale.pop() if made and stale else read(self))
+    found = update(UpdateConfig(least=1), ws)
+    assert (found.promoted, ws.current().model, stale) == (True, made[0], [])
 
 
 def test_an_update_that_was_killed_is_of_the_same_events_when_it_is_repeated_and_a_failed_one_is_not(

@@ -42,3 +42,26 @@ def test_chinese_is_completed_from_any_word_in_any_width():
     assert _texts(completions, "手机") == ["磁吸手机壳 iphone15", "手机支架"]
     assert _texts(completions, "手机壳") == _texts(completions, "ｉＰｈｏｎｅ") == ["磁吸手机壳 iphone15"]
     assert _texts(completions, "机") == []
+
+
+def test_phrases_that_nobody_says_any_more_leave_nothing(monkeypatch):
+    monkeypatch.setattr("rayrec.retrieval.completions._MAX_PHRASES", 20)
+    first = {"title": "Red pizza", "brand": "Acme", "category": ["Food"]}
+    completions = Completions.build(ItemColumns(make_items([{"item_id": "a", **first}])), np.array([0.5], np.float32))
+    before = first
+    for n in range(100):
+        now = {**first, "title": f"Pizza no {n}, red"}
+        completions.change(before, now, 0.5)
+        assert _texts(completions, "piz") == _texts(completions, "red") == [f"pizza no {n} red"]
+        before = now
+    assert len(completions._phrases) == len(completions._starts) - 3 == 3
+    completions.change(before, None, 0.5)
+    assert [_texts(completions, prefix) for prefix in ("piz", "acme", "food")] == [[], [], []]
+    completions.change(None, first, 0.5)
+    assert _texts(completions, "piz") == ["red pizza"]
+
+
+def test_equally_wanted_phrases_come_by_name_whenever_they_came():
+    completions = Completions({"pizza b": 1.0, "pizza d": 1.0})
+    completions.change(None, {"title": "Pizza C", "brand": "Pizza A", "category": None}, 1.0 - 1e-3)
+    assert _texts(completions, "pizza", 3) == ["pizza a", "pizza b", "pizza c"]

@@ -211,3 +211,28 @@ def test_a_mapped_index_answers_the_same(tmp_path, vectors, queries, kind):
     mapped, read = DenseIndex.load(tmp_path, mapped=True), DenseIndex.load(tmp_path)
     assert mapped.vectors(np.arange(5)).tolist() == read.vectors(np.arange(5)).tolist()
     assert mapped.search(queries, 5).rows.tolist() == read.search(queries, 5).rows.tolist()
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivfpq"])
+@pytest.mark.parametrize("share", [None, 0.5, 0.01])
+def test_vectors_beside_a_graph_are_found_as_if_they_were_in_it(kind, share):
+    vectors, queries = _clustered(1, 3000), _clustered(2, 40)
+    index, rng = DenseIndex.build(vectors, kind), np.random.default_rng(5)
+    changed = np.append(rng.choice(3000, 400, replace=False), np.arange(3000, 3100))
+    new = _unit(queries[rng.integers(40, size=len(changed))] + 0.05 * rng.normal(size=(len(changed), DIM)))
+    for position, vector in zip(changed, new, strict=True):
+        index.put(int(position), vector)
+    now = np.vstack([vectors, np.zeros((100, DIM), np.float32)])
+    now[changed] = new
+    allowed = None if share is None else rng.random(3100) < share
+    found = index.search(queries, 3, allowed)
+    assert _recall(found.rows, _brute(now, queries, 3, allowed)) >= 0.98
+    assert allowed is None or allowed[found.rows[found.rows >= 0]].all()
+
+
+def test_equal_vectors_beside_a_graph_are_found_by_position():
+    index = DenseIndex.build(_clustered(1, 700), "hnsw")
+    same = _unit(np.ones((1, DIM)))[0]
+    for position in (650, 3, 400, 17):
+        index.put(position, same)
+    assert index.search(same[None], 3).rows.tolist() == [[3, 17, 400]]

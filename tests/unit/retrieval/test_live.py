@@ -348,3 +348,23 @@ def test_what_an_item_was_is_not_kept(engine: Engine, monkeypatch: pytest.Monkey
     assert len(engine.columns._changed) == len(items)
     assert len(found(engine, "19", mode="lexical")) == len(items)
     assert found(engine, "18", mode="lexical") == []
+
+
+def test_a_facet_asked_for_first_after_changes_counts_them(engine: Engine) -> None:
+    """Of attributes that only the base has, only changes have, both and nobody has."""
+    items = engine.columns.records(range(4))
+    names = ["color", 'ma"t\u00e9riel', "nobody has it"]
+    apply(
+        engine,
+        put(1, {**items[0], "attributes": {names[1]: "bois"}}),
+        put(2, {**items[1], "attributes": {"color": "violet", names[1]: "bois"}}),
+        put(3, {**items[2], "title": "says color", "attributes": {}}),
+    )
+    for name in names:
+        expected: dict[str, int] = {}
+        for each in engine.columns.records(range(engine.columns.n)):
+            if value := each["attributes"].get(name):
+                expected[value] = expected.get(value, 0) + 1
+        answer = engine.search("", facets=[f"attributes.{name}"])
+        assert {one["value"]: one["count"] for one in answer.facets[f"attributes.{name}"]} == expected
+    assert expected == {}

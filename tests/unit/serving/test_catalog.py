@@ -13,8 +13,9 @@ from rayrec.engine import Engine
 from rayrec.errors import NotFound
 from rayrec.serving.backends import FusedBackend
 from rayrec.serving.catalog import Catalog
+from rayrec.serving.events import count_on
 from rayrec.serving.telemetry import Telemetry
-from rayrec.store import open_catalog_log
+from rayrec.store import open_catalog_log, open_store
 from tests.fakes import FakeEncoder, make_catalog, make_shoppers, publish_index
 
 MUG = {"item_id": "mug", "title": "Quokka mug", "price_cents": 1299, "category": ["Kitchen", "Mugs"], "brand": "Zenith"}
@@ -276,6 +277,42 @@ def test_pages_are_of_the_catalog_of_the_first_one_whatever_changes(make_app):
         apps.reverse()
     assert shown == whole
     assert search(first, "quokka mug", last, filters={"brand": ["Zenith"]}, page_size=500)["total"] != 20
+
+
+def test_a_later_page_leaves_what_is_kept_of_other_queries(app):
+    put(app, *[{**MUG, "item_id": f"mug{n}"} for n in range(6)])
+    asked = {"page_size": 4, "mode": "lexical"}
+    page = search(app, "quokka", 6, **asked)
+    last = put(app, {**MUG, "item_id": "late"}).json["offset"]
+    search(app, "usb cable", last)
+    engine = app.gateway.backend._live.current.value
+    kept = dict(engine._candidates)
+    assert kept
+    assert len(ids(search(app, "quokka", cursor=page["cursor"], **asked))) == 2
+    assert dict(engine._candidates) == kept
+
+
+def test_an_id_may_hold_slashes(app):
+    put(app, {**MUG, "item_id": "home/mug/1"})
+    assert item(app, "home/mug/1", 1).json["item"]["item_id"] == "home/mug/1"
+    assert patch(app, "home/mug/1", price_cents=5).json["offset"] == 2
+    assert app.call("GET", "/v1/items/home/mug/1/similar").json["hits"]
+    assert item(app, "home/mug/1", 2).json["item"]["price_cents"] == 5
+    assert delete(app, "home/mug/1").json["offset"] == 3
+    assert item(app, "home/mug/1", 3).status == 404
+
+
+def test_a_store_in_the_place_of_another_counts_on_from_what_was_made_of_that(ws, tmp_path):
+    for kind, offset in (("catalog", 500), ("events", 40)):
+        with ws.stage(kind) as staged:
+            staged.write_bytes("rows", b"")
+            staged.publish({"log_offset": offset})
+    store, log = open_store(f"sqlite:///{tmp_path}/new.db"), open_catalog_log(f"sqlite:///{tmp_path}/new.db")
+    count_on(ws, store, log)
+    assert (store.end(), log.newest()) == (40, 500)
+    count_on(ws, None, None)
+    store.close()
+    log.close()
 
 
 def test_pages_wait_for_the_changes_of_the_page_before(make_app):

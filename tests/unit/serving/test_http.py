@@ -87,6 +87,7 @@ def test_a_search_is_the_engines_own(app, ws):
         ({"filters": {"price_cents": {"gte": 10**400}}}, 200, None, None),
         ({"facets": ["attributes."]}, 400, "unknown_field", "facets.attributes."),
         ({"cursor": "garbage"}, 400, "invalid_cursor", "cursor"),
+        ({"cursor": "eyJsIjoxZTk5OSwicyI6MWU5OTl9"}, 400, "invalid_cursor", "cursor"),  # {"l":1e999,"s":1e999}
         ({"query": "caf\ud800"}, 422, "invalid_query", "query"),
     ],
 )

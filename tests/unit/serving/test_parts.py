@@ -5,6 +5,7 @@ import json
 import pickle
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from rayrec.config import ServeConfig
 from rayrec.errors import IncompatibleArtifact, InvalidRequest, NotFound, Unavailable, VersionNotLoaded
 from rayrec.photo import Photo
+from rayrec.ranking.scoring import Learned
 from rayrec.request import RecommendRequest, SearchRequest, SimilarRequest
 from rayrec.serving.backends import FusedBackend, SplitBackend, between_answers
 from rayrec.serving.catalog import Catalog
@@ -158,6 +160,69 @@ def test_both_take_up_changes_alike(ws, ws_with_pictures, pictures, tmp_path):
     found = _ask(backend, ws, lambda g: CHANGED_ASKS[0](g, offset))
     assert {"mug0", "mug7", "i0003", "i0005"} <= {hit["item_id"] for hit in found["hits"]}
     assert not {"mug8", "i0004"} & {hit["item_id"] for hit in found["hits"]}
+    log.close()
+
+
+def test_changes_are_taken_while_a_swap_has_not_reached_every_part(ws, tmp_path):
+    """The gateway has the new pair at once, the scorer and the encoder not yet."""
+    log = open_catalog_log(f"sqlite:///{tmp_path}/live.db")
+    backend = _split(ws, log)[0]
+    backend._live.close()
+    old = backend._live.current
+    backend._live._previous, backend._live.current = (old, float("inf")), type(old)(Pair("newer"), None)
+    catalog = Catalog(ServeConfig(workspace=ws.uri), log, backend, Telemetry())
+
+    async def change():
+        put = await catalog.put([{"item_id": "mug", "title": "Quokka mug"}])
+        patched = await catalog.patch("mug", {"title": "Another quokka mug"})
+        return put["offset"], patched["offset"], (await catalog.delete("i0003"))["offset"]
+
+    assert asyncio.run(change()) == (1, 2, 3)
+    backend._live._previous = None
+    with pytest.raises(Unavailable, match="newer"):
+        asyncio.run(catalog.put([{"item_id": "mug2", "title": "Quokka mug"}]))
+    log.close()
+
+
+def test_without_a_log_later_pages_are_answered_and_unknown_changes_refused(ws):
+    """Of an index that was made of a log, served where no store is."""
+    asked = SearchRequest("usb", page_size=3)
+    fused, split = FusedBackend(ServeConfig(workspace=ws.uri), Telemetry()), _split(ws)[0]
+    pair = split._live.current.pair
+    scorers = (fused._live.current.value.scorer, split._scorer._part._part.scorer(pair))
+    for backend, scorer in zip((fused, split), scorers, strict=True):
+        scorer.versions["log_offset"] = 5
+        first = _ask(backend, ws, lambda g: g.search(asked))
+        later = replace(asked, cursor=first["cursor"])
+        second = _ask(backend, ws, lambda g, later=later: g.search(later))
+        assert second["page"] == 2
+        with pytest.raises(InvalidRequest, match="no change has the offset 6"):
+            _ask(backend, ws, lambda g: g.search(SearchRequest("usb", min_offset=6)))
+
+
+def test_changes_between_a_plan_and_its_answer_break_nothing(ws, tmp_path):
+    """A new item makes everything one row longer, a deleted one may not be shown any more."""
+    log = open_catalog_log(f"sqlite:///{tmp_path}/live.db")
+    backend = FusedBackend(ServeConfig(workspace=ws.uri), Telemetry(), log)
+    engine = backend._live.current.value
+    scorer = engine.scorer
+    request = RecommendRequest("u01", ["i0003"], 50)
+    plan, like = scorer.plan_recommend(request), scorer.plan_similar(SimilarRequest("i0003", 50))
+    near = engine.shards.nearest(plan.near.vector, plan.near.k, plan.near.allowed)
+    shown = [hit.item_id for hit in scorer.recommend(request, plan, near).hits]
+    model = Learned(np.ones(engine.columns.n, np.float32), 0.5)
+    ahead = np.append(near, engine.columns.n + 5)  # of a shard that knows what the scorer does not
+
+    catalog = Catalog(ServeConfig(workspace=ws.uri), log, backend, Telemetry())
+    asyncio.run(catalog.put([{"item_id": "mug", "title": "Quokka mug"}]))
+    offset = asyncio.run(catalog.delete(shown[0]))["offset"]
+    asyncio.run(backend.tail.reach(engine, offset))
+
+    for planned in (plan, replace(plan, learned=model), replace(plan, allowed=None, learned=model)):
+        now = [hit.item_id for hit in scorer.recommend(request, planned, ahead).hits]
+        assert now[:5]
+        assert shown[0] not in now
+    assert shown[0] not in [hit.item_id for hit in scorer.similar(SimilarRequest("i0003", 50), like, ahead).hits]
     log.close()
 
 
