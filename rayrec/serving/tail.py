@@ -96,13 +96,13 @@ class Tail:
         self._thread.start()
 
     def follow(self, following: Following) -> None:
-        """Catch up with what is in the log now, for a part that does not answer yet, and go on.
-
-        Raises Unavailable, NotFound.
-        """
-        end = self._log.newest()
-        while following.live.offset < end and self._take_some(following, alone):
-            pass
+        """Catch up with the log, for a part that does not answer yet, and go on. Raises Unavailable, NotFound."""
+        behind, before = self._log.newest() - following.live.offset, 0
+        while behind > 0 and (not before or behind < before):  # else writes are as fast, and it comes no nearer
+            end = following.live.offset + behind
+            while following.live.offset < end and self._take_some(following, alone):
+                pass
+            behind, before = self._log.newest() - following.live.offset, behind
         with self._lock:
             self._following.insert(0, following)
 

@@ -74,10 +74,15 @@ def test_one_that_fails_is_tried_again_and_keeps_no_other_waiting(tail, monkeypa
 
 
 def test_a_new_version_catches_up_with_what_there_was_and_begins_though_more_comes(tail, monkeypatch):
-    monkeypatch.setattr(tail._log, "newest", lambda: 500, raising=False)
+    """As far as the others are, but for what is written in that moment."""
+    began = time.monotonic()
+    rate = 5_000  # changes a second, as many as are taken up in a tenth of it
+    monkeypatch.setattr(tail._log, "newest", lambda: 3_000 + int((time.monotonic() - began) * rate), raising=False)
     new = following()
     tail.follow(new)
-    assert new.live.offset >= 500
+    assert tail._log.newest() - new.live.offset < 1_500
+    monkeypatch.setattr(tail._log, "newest", lambda: 10 * new.live.offset + 10_000, raising=False)
+    tail.follow(following())  # writes are faster
     with pytest.raises(ValueError, match="worked out"):
         tail.follow(following(broken=True))
 
