@@ -29,6 +29,7 @@ from rayrec.workspace import Workspace
 _FOLDER = "barred"
 _SECRET = ("keys", "forget.secret")
 _NEVER = -1
+_ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
 _SEPARATORS = re.compile(r"[,;\t|{}\[\]]|(?<=[\"'])\s*:|:\s*(?=[\"'])")
 
 
@@ -137,17 +138,19 @@ def _latest(bars: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def _words(record: str) -> set[str]:
-    """The values of a record that is JSON; of one that is not, what stands between separators."""
+    """The keys and values of a record that is JSON; of one that is not, what stands between separators or quotes."""
     try:
         return set(_leaves(json.loads(record)))
-    except ValueError:
-        parts = [*_SEPARATORS.split(record), *record.split()]
+    except (ValueError, RecursionError):
+        said = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), record)
+        quoted = [part for quotes in "\"'" for part in said.split(quotes)]
+        parts = [*_SEPARATORS.split(said), *said.split(), *quoted]
         return {part.strip().strip("\"'").strip() for part in parts}
 
 
 def _leaves(value: object) -> Iterator[str]:
     if isinstance(value, dict):
-        value = list(value.values())
+        value = [*value, *value.values()]
     if isinstance(value, list):
         for one in value:
             yield from _leaves(one)

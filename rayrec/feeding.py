@@ -20,7 +20,7 @@ import pyarrow as pa
 from rayrec.errors import RayrecError, SchemaError, Unavailable
 
 BATCH = 500
-_AGAIN = (429, 503)
+_AGAIN, _TOO_LARGE = (429, 503), 413
 _PATIENCE_S = 60.0
 _KEPT = 1_000  # rejections that are told one by one
 Told = Callable[[int], None]
@@ -57,18 +57,28 @@ class Feeder:
         self.fed = Fed()
 
     def send(self, numbered: list[tuple[int, dict[str, Any]]]) -> None:
-        """Events with the numbers of their lines. Raises RayrecError with what the service says; Unavailable if it does
-        not take them within the patience.
+        """Events with the numbers of their lines, in parts where they are too large together.
+
+        Raises RayrecError with what the service says; Unavailable if it does not take them within the patience.
         """
         if not numbered:
             return
         told = self._ask(json.dumps({"events": [event for _, event in numbered]}).encode())
+        if told is None:
+            half = len(numbered) // 2
+            if not half:
+                self.fed.reject(numbered[0][0], "too_large", "larger than the service takes")
+                return
+            self.send(numbered[:half])
+            self.send(numbered[half:])
+            return
         self.fed.accepted += told["accepted"]
         self.fed.duplicates += told["duplicates"]
         for one in told["rejected"]:
             self.fed.reject(numbered[one["index"]][0], one["code"], one["message"])
 
-    def _ask(self, body: bytes) -> dict[str, Any]:
+    def _ask(self, body: bytes) -> dict[str, Any] | None:
+        """What the service says; None of a body that is too large for it."""
         headers = {"authorization": f"Bearer {self._key}", "content-type": "application/json"}
         until = time.monotonic() + self._patience_s
         while True:
@@ -82,6 +92,8 @@ class Feeder:
                 status, told, wait_s, why = 503, b"", 1.0, type(error).__name__
             if status == 200:
                 return json.loads(told)
+            if status == _TOO_LARGE:
+                return None
             if status not in _AGAIN:
                 raise RayrecError(f"the service refuses events: {_message(told) or why}")
             if time.monotonic() + wait_s > until:
@@ -150,7 +162,7 @@ def _parsed(number: int, line: bytes, fed: Fed) -> dict[str, Any] | None:
         event = json.loads(line)
         if not isinstance(event, dict):
             raise ValueError(f"expected an object, got {type(event).__name__}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         fed.reject(number, "invalid_json", str(error))
         return None
     if event.get("event_id") is None:
@@ -195,14 +207,14 @@ def _feed_stream(client: Any, stream: str, feeder: Feeder, group: str, name: str
         last = time.monotonic()
         batch = []
         for number, (entry, values) in enumerate(entries, 1):
-            event = _of_entry(entry, values or {}, number, feeder.fed)
+            event = _of_entry(stream, entry, values or {}, number, feeder.fed)
             if event is not None:
                 batch.append((number, event))
         feeder.send(batch)
         client.xack(stream, group, *(entry for entry, _ in entries))
 
 
-def _of_entry(entry: bytes, values: dict[bytes, bytes], number: int, fed: Fed) -> dict[str, Any] | None:
+def _of_entry(stream: str, entry: bytes, values: dict[bytes, bytes], number: int, fed: Fed) -> dict[str, Any] | None:
     try:
         if b"event" in values:
             event = json.loads(values[b"event"])
@@ -213,10 +225,11 @@ def _of_entry(entry: bytes, values: dict[bytes, bytes], number: int, fed: Fed) -
             for field_name in ("ts_us", "price_cents", "quantity", "position"):
                 if field_name in event:
                     event[field_name] = int(event[field_name])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         fed.reject(number, "invalid_entry", f"{entry.decode()}: {error}")
         return None
-    event.setdefault("event_id", f"stream-{entry.decode()}")
+    if event.get("event_id") is None:
+        event["event_id"] = f"{stream}-{entry.decode()}"
     return event
 
 

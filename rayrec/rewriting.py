@@ -4,7 +4,9 @@ Every file is rewritten, for a Parquet file's statistics and dictionaries hold v
 kill leaves some of them clean and none broken; `clean` again does the others.
 """
 
+import contextlib
 import io
+import shutil
 import time
 import zipfile
 from collections.abc import Iterator
@@ -66,29 +68,41 @@ def clean_version(ws: Workspace, kind: str, version: str, bars: Bars) -> None:
 
 
 def clean_copies(ws: Workspace, bars: Bars) -> None:
-    """The copies of index versions that this machine keeps of a workspace elsewhere."""
+    """The copies of index versions that this machine keeps of a workspace elsewhere; those of old ones go."""
     if ws.is_local:
         return
-    for version in ws.versions("indexes"):
+    published = ws.versions("indexes")
+    for version in ws.copies("indexes"):
         copy = ws.cache("indexes", version)
-        if copy.exists("indexes", version, "manifest.json"):
+        if version not in published:
+            shutil.rmtree(copy.root, ignore_errors=True)
+        elif copy.exists("indexes", version, "manifest.json"):
             with copy.lock("forget.lock"):
                 _clean_index(copy, version, bars, Cleaned())
+    for path in ws.downloads():
+        if time.time() - _touched_s(Workspace.open(path), "") > _LEFT_BEHIND_S:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def traces(ws: Workspace, user_id: str) -> Traces:
     """What else than their id leads to a user in events at rest."""
     sessions: set[str] = set()
     newest_us = 0
-    for version, name in event_files(ws):
-        try:
-            found = _read(ws, "events", version, name, WHOSE)
-        except (*_UNREADABLE, NotFound):
-            continue  # `clean` tells
+    for found in _whose(ws):
         theirs = found.filter(pc.fill_null(pc.equal(found.column("user_id"), user_id), False))
         sessions |= set(theirs.column("session_id").to_pylist()) - {None}
         newest_us = max(newest_us, pc.max(theirs.column("ts_us")).as_py() or 0)
+    for found in _whose(ws) if sessions else ():  # and of before they said who they are
+        nobodys = found.filter(pc.is_null(found.column("user_id")))
+        theirs = nobodys.filter(pc.is_in(nobodys.column("session_id"), value_set=pa.array(sorted(sessions))))
+        newest_us = max(newest_us, pc.max(theirs.column("ts_us")).as_py() or 0)
     return Traces(sorted(sessions), newest_us)
+
+
+def _whose(ws: Workspace) -> Iterator[pa.Table]:
+    for version, name in event_files(ws):
+        with contextlib.suppress(*_UNREADABLE, NotFound):  # `clean` tells
+            yield _read(ws, "events", version, name, WHOSE)
 
 
 def event_files(ws: Workspace) -> Iterator[tuple[str, str]]:
@@ -138,7 +152,7 @@ def _clean_index(ws: Workspace, version: str, bars: Bars, done: Cleaned) -> None
     place = f"indexes/{version}"
     done.add(place, 0)
     names = _names(ws, done, "indexes", version, _BEHAVIOR)
-    if "histories.npz" not in names:
+    if not names:
         return
     try:
         before = Histories.of_files(lambda name: ws.read_bytes("indexes", version, _BEHAVIOR, name))
@@ -172,10 +186,18 @@ def _clean_model(ws: Workspace, version: str, done: Cleaned) -> None:
     done.add(place, 0)
     try:
         before = _read(ws, "models", version, HELD_OUT)
-        known = [_read(ws, "events", of, name, ["event_id"]).column("event_id") for of, name in event_files(ws)]
     except (*_UNREADABLE, NotFound) as error:
         _unreadable(ws, done, error, "models", version, HELD_OUT)
         return
+    known = []
+    for of, name in event_files(ws):
+        try:
+            known.append(_read(ws, "events", of, name, ["event_id"]).column("event_id"))
+        except (*_UNREADABLE, NotFound) as error:
+            unfinished = len(done.unfinished)
+            _unreadable(ws, done, error, "events", of, name)
+            if len(done.unfinished) > unfinished:
+                return
     ids = pa.chunked_array([chunk for column in known for chunk in column.chunks], pa.string())
     after = before.filter(pc.is_in(before.column("event_id"), value_set=ids.combine_chunks()))
     if after.num_rows == before.num_rows:
@@ -248,9 +270,6 @@ def _unreadable(ws: Workspace, done: Cleaned, error: Exception, *path: str) -> N
         raise IncompatibleArtifact(
             f"{label}: not readable ({type(error).__name__}), so nothing can be taken out of it; delete it"
         ) from error
-    if isinstance(error, NotFound):
-        done.unfinished.append(label)
-        return
     _left_behind(ws, done, *path)
 
 
@@ -258,9 +277,17 @@ def _left_behind(ws: Workspace, done: Cleaned, *path: str) -> None:
     info = ws.fs.get_file_info(ws.path(*path))
     if info.type == pafs.FileType.NotFound:
         return
-    if info.mtime is not None and time.time() - info.mtime.timestamp() < _LEFT_BEHIND_S:
+    if time.time() - _touched_s(ws, *path) < _LEFT_BEHIND_S:
         done.unfinished.append("/".join(path))
     elif info.type == pafs.FileType.Directory:
         ws.fs.delete_dir(info.path)
     else:
         ws.fs.delete_file(info.path)
+
+
+def _touched_s(ws: Workspace, *path: str) -> float:
+    """When a file, or anything in a folder, was written last; 0 if nobody knows."""
+    infos = [ws.fs.get_file_info(ws.path(*path))]
+    if infos[0].type == pafs.FileType.Directory:
+        infos += ws.fs.get_file_info(pafs.FileSelector(infos[0].path, recursive=True, allow_not_found=True))
+    return max((info.mtime.timestamp() for info in infos if info.mtime is not None), default=0.0)

@@ -42,6 +42,7 @@ FORMAT = 1
 ENVELOPE = ("format", "kind", "version", "created_us", "files")
 """Of every manifest; the rest is the publisher's."""
 HISTORY = 20
+_DOWNLOAD = "download-"
 
 
 @dataclass(frozen=True)
@@ -192,14 +193,23 @@ class Workspace(Files):
     def cache(self, kind: str, version: str) -> "Workspace":
         """Where this machine keeps its copy of a version that is elsewhere; it may not be there."""
         key = hashlib.blake2b(f"{self.uri}|{kind}|{version}".encode(), digest_size=8).hexdigest()
-        folder = Path(os.environ.get("RAYREC_CACHE", "~/.cache/rayrec")).expanduser()
-        target = str(folder / f"{kind}-{version}-{key}")
+        target = str(_cache_folder() / f"{kind}-{version}-{key}")
         return Workspace(target, pafs.LocalFileSystem(), target)
+
+    def copies(self, kind: str) -> list[str]:
+        """Versions of which this machine has a copy, whether or not they are published still."""
+        names = (path.name.removeprefix(f"{kind}-").rpartition("-")[0] for path in _cache_folder().glob(f"{kind}-*"))
+        return sorted(version for version in names if Path(self.cache(kind, version).root).is_dir())
+
+    @staticmethod
+    def downloads() -> list[Path]:
+        """Copies on this machine, of whatever workspace, that are being made, or were when somebody was killed."""
+        return sorted(_cache_folder().glob(f"{_DOWNLOAD}*"))
 
     def _download(self, kind: str, version: str, target: Path) -> None:
         """Fill the directory `target` with a version, in one step and only if what came is intact."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix="download-", ignore_cleanup_errors=True) as partial:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=_DOWNLOAD, ignore_cleanup_errors=True) as partial:
             for name in [*self.manifest(kind, version)["files"], "manifest.json"]:
                 file = Path(partial, kind, version, name)
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -301,6 +311,10 @@ class Workspace(Files):
         with open(self.path(name), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("RAYREC_CACHE", "~/.cache/rayrec")).expanduser()
 
 
 def _entry(content: bytes) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Events in Redis, for many hosts.
 
 Keys, all in one hash slot: `events` a stream of id offset-0, `last` the highest offset, `ids` event_id -> offset,
-`of:SHOPPER` a list of the shopper's newest events, each its ts_us and its offset in 16 digits, `sessions` session_id ->
-user_id, `firsts` the same as it was said first: whose the events of before became; `barred` mark -> the moment up to
-which nothing of it is taken. What takes events out is in redis_removal.py.
+`shopper:SHOPPER` a list of the shopper's newest events, each its ts_us and its offset in 16 digits, `sessions`
+session_id -> user_id, `firsts` the same as it was said first: whose the events of before became; `barred` mark -> the
+moment up to which nothing of it is taken. What takes events out is in redis_removal.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -81,12 +81,11 @@ return #moved
 _HISTORY = (
     _WHOSE
     + """
-local out, seen = {}, {}
-for i = 2, #ARGV do
-  local shopper = whose(ARGV[i])
-  local newest = seen[shopper] and {} or redis.call('SORT', KEYS[4] .. shopper, 'ALPHA', 'DESC', 'LIMIT', 0, ARGV[1])
-  seen[shopper] = true
-  for _, one in ipairs(newest) do
+local out = {}
+local user, session = ARGV[2], whose(ARGV[3])
+if user ~= '' and session ~= ARGV[3] then session = '' end
+for _, shopper in ipairs({user, session}) do
+  for _, one in ipairs(redis.call('SORT', KEYS[4] .. shopper, 'ALPHA', 'DESC', 'LIMIT', 0, ARGV[1])) do
     local id = tonumber(string.sub(one, 17)) .. '-0'
     local event = redis.call('XRANGE', KEYS[1], id, id)[1]
     if event then out[#out + 1], out[#out + 2] = one, event[2][4] end
@@ -105,7 +104,7 @@ class RedisStore:
 
     def __init__(self, url: str):
         self._redis = DurableRedis(url)
-        self._keys = [PREFIX + name for name in ("events", "ids", "sessions", "of:", "last", "firsts", "barred")]
+        self._keys = [PREFIX + name for name in ("events", "ids", "sessions", "shopper:", "last", "firsts", "barred")]
         client = self._redis.client
         self._append, self._identify, self._history = (
             client.register_script(text) for text in (_APPEND, _IDENTIFY, _HISTORY)
@@ -131,8 +130,8 @@ class RedisStore:
         return [REFUSED if offset < 0 else offset or None for offset in map(int, offsets)]
 
     def history(self, user_id: str | None, session_id: str | None, limit: int = HISTORY) -> list[Numbered]:
-        asked = {shopper(user_id, None), shopper(None, session_id)} - {None}
-        found = self._redis.call(lambda: self._history(keys=self._keys, args=[limit, *asked]))
+        asked = [limit, shopper(user_id, None) or "", shopper(None, session_id) or ""]
+        found = self._redis.call(lambda: self._history(keys=self._keys, args=asked))
         rows = sorted(zip(found[::2], found[1::2], strict=True))[-limit:]
         return [(int(at[_DIGITS:]), orjson.loads(body)) for at, body in rows]
 

@@ -23,7 +23,7 @@ T = TypeVar("T")
 _AT_ONCE = 1_000  # entries of one step, some milliseconds in which nobody else is served
 _LOCK_MS = 60_000  # after which a removal that was killed is no longer in the way
 _FILES_S = 600.0
-_NAMES = ("events", "ids", "sessions", "of:", "firsts", "barred", "unclean", "removing", "events.kept")
+_NAMES = ("events", "ids", "sessions", "shopper:", "firsts", "barred", "unclean", "removing", "events.kept")
 _BAR = """
 for i = 1, #ARGV, 2 do
   local known = tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or '-1')
@@ -60,9 +60,15 @@ redis.call('PEXPIRE', KEYS[8], ARGV[2])
 local many, until_us, all = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'
 local theirs = {}
 for i = 7, #ARGV do theirs[ARGV[i]] = true end
+local function is_theirs(name)
+  if not theirs[name] or string.sub(name, 1, 2) ~= 's:' then return theirs[name] end
+  local first = redis.call('HGET', KEYS[5], string.sub(name, 3))  -- it may have been another's before it was theirs
+  return not first or theirs['u:' .. first]
+end
+if ARGV[3] == '-' then redis.call('UNLINK', KEYS[9]) end  -- of one that was killed
 local found, removed = redis.call('XRANGE', KEYS[1], ARGV[3], '+', 'COUNT', many), 0
 for _, entry in ipairs(found) do
-  local event = (all or theirs[entry[2][2]]) and cjson.decode(entry[2][4])
+  local event = (all or is_theirs(entry[2][2])) and cjson.decode(entry[2][4])
   if event and event.ts_us <= until_us then
     redis.call('HDEL', KEYS[2], event.event_id)
     removed = removed + 1
@@ -124,7 +130,8 @@ class Removal:
             for session, whose in self._client.hscan_iter(key, count=_AT_ONCE)
             if whose == user
         }
-        newest_us, at = 0, "-"
+        newest = self._client.sort(self._keys[3] + f"u:{user_id}", alpha=True, desc=True, start=0, num=1)
+        newest_us, at = max([int(one[:16]) for one in newest], default=0), "-"
         while True:
             last, bodies = self._find(keys=[self._keys[0]], args=[at, _AT_ONCE, f"u:{user_id}"])
             for body in bodies:
@@ -140,7 +147,6 @@ class Removal:
             if shoppers is not None and not self._anything(shoppers):
                 return {"events": 0, "sessions": 0}
             self._client.set(self._keys[6], 1)
-            self._client.delete(self._keys[8])  # of one that was killed
             events, sessions = 0, 0
             at: str | None = "-"
             while at is not None:

@@ -63,10 +63,13 @@ class SqliteStore:
 
     def history(self, user_id: str | None, session_id: str | None, limit: int = HISTORY) -> list[Numbered]:
         with self._file.reading() as db:
-            asked = (self._whose(db, user_id, None), self._whose(db, None, session_id))
+            mine, theirs = shopper(user_id, None), self._whose(db, None, session_id)
+            if mine is not None and theirs != shopper(None, session_id):  # the session is somebody's by now
+                theirs = None
             rows = [
                 row
-                for one in sorted({whose for whose in asked if whose is not None})
+                for one in (mine, theirs)
+                if one is not None
                 for row in db.execute(
                     "SELECT ts_us, offset, body FROM events WHERE shopper = ? ORDER BY ts_us DESC, offset DESC LIMIT ?",
                     (one, limit),

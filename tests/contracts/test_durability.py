@@ -143,13 +143,36 @@ def test_redis_killed_and_back_has_all_it_acknowledged(tmp_path: Path) -> None:
         store.close()
 
 
-@pytest.mark.parametrize(("option", "value"), [("appendonly", "no"), ("appendfsync", "everysec")])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("appendonly", "no"),
+        ("appendfsync", "everysec"),
+        ("no-appendfsync-on-rewrite", "yes"),
+        ("maxmemory-policy", "allkeys-lru"),
+    ],
+)
 def test_a_redis_that_may_lose_writes_is_refused(tmp_path: Path, option: str, value: str) -> None:
     with redis_server(tmp_path, **{option: value}) as server, pytest.raises(SchemaError) as caught:
         open_store(server.url)
-    wanted = {"appendonly": "yes", "appendfsync": "always"}[option]
+    wanted = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}.get(option, "noeviction")
     assert f"this Redis has {option} {value}" in str(caught.value)
     assert f"set '{option} {wanted}'" in str(caught.value)
+
+
+def test_a_redis_that_is_full_is_told_as_unavailable(tmp_path: Path) -> None:
+    import redis
+
+    with redis_server(tmp_path) as server:
+        store = open_store(server.url)
+        store.append([{"event_id": "e1", "type": "click", "ts_us": 1}])
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("maxmemory", 1)
+            with pytest.raises(Unavailable, match="takes nothing now"):
+                store.append([{"event_id": "e2", "type": "click", "ts_us": 1}])
+            client.config_set("maxmemory", 0)
+        assert store.append([{"event_id": "e2", "type": "click", "ts_us": 1}]) == [2]
+        store.close()
 
 
 def test_a_password_is_used_and_never_told(tmp_path: Path) -> None:
@@ -184,7 +207,7 @@ def test_a_redis_that_does_not_tell_how_it_writes_is_refused(tmp_path: Path) -> 
         client = redis.Redis.from_url(server.url)
         client.acl_setuser("shop", enabled=True, passwords=["+p"], keys="*", commands=["+@all", "-config"])
         client.close()
-        with pytest.raises(SchemaError, match="does not tell its appendonly, which must be yes"):
+        with pytest.raises(SchemaError, match="does not tell its maxmemory-policy, on which durability depends"):
             open_store(server.url.replace("redis://", "redis://shop:p@"))
 
 

@@ -132,6 +132,13 @@ def test_a_session_that_says_another_user_later_moves_on(store: EventStore) -> N
     assert [one["user_id"] for _, one in store.read(0, 10)] == ["ann", "bob"]
 
 
+def test_a_session_that_is_anothers_adds_nothing(store: EventStore) -> None:
+    store.append([event("anns", 1), event("bobs", 2, user=None, session="s1")])
+    store.identify("s1", "bob")
+    assert names(store.history("ann", "s1")) == ["anns"]
+    assert names(store.history(None, "s1")) == ["bobs"]
+
+
 def test_a_user_and_a_session_of_one_name_are_two(store: EventStore) -> None:
     store.append([event("user", user="x"), event("session", user=None, session="x")])
 

@@ -143,6 +143,29 @@ def test_one_after_another_leaves_nothing_either(place: Place, store: EventStore
     assert [len(store.history(f"user{k:02d}!", None)) > 0 for k in range(8)] == [False, True, True, True] * 2
 
 
+def test_what_a_session_did_while_it_was_anothers_stays(store: EventStore) -> None:
+    """A device that two share: each said who they are in turn."""
+    store.append([event("anns", 1, None, "shared")])
+    store.identify("shared", "first")
+    store.append([event("anns too", 2, None, "shared")])
+    store.identify("shared", ANN)
+    store.append([event("hers", 3, None, "shared")])
+
+    traces = store.traces(ANN)
+    assert traces.sessions == ["shared"]
+    store.remove([f"u:{ANN}", "s:shared"], 10**9)
+
+    assert ids(store) == ["anns", "anns too"]
+    assert [one["event_id"] for _, one in store.history("first", None)] == ["anns", "anns too"]
+    assert store.history(ANN, None) == []
+
+
+def test_traces_are_as_new_as_what_became_theirs(store: EventStore) -> None:
+    store.append([event("own", 5, ANN), event("anonymous", 900, None, "s1")])
+    store.identify("s1", ANN)
+    assert store.traces(ANN).newest_us == 900
+
+
 def test_offsets_go_on_and_none_is_given_twice(place: Place, store: EventStore) -> None:
     assert store.append([event("a", 1, "bob"), event("b", 2, ANN), event("c", 3, ANN)]) == [1, 2, 3]
 
@@ -259,6 +282,8 @@ def test_killed_on_the_way_it_is_done_by_doing_it_again(
         remover.stdout.readline()
         time.sleep(after_s)
         remover.send_signal(signal.SIGKILL)
+        told = remover.stdout.read()
+    assert after_s or not told, "the first is killed before it ends"
     deadline = time.monotonic() + 10
     while True:
         try:

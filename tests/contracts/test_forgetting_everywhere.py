@@ -297,6 +297,56 @@ def test_a_job_that_is_writing_what_cannot_be_read_yet_is_waited_for(ws: Workspa
     assert found_in(Path(ws.root), [ANN]) == set()
 
 
+def test_half_an_index_is_waited_for_and_goes_once_it_is_left_behind(ws: Workspace) -> None:
+    """Of an index job that was killed while it wrote, whichever files it had written."""
+    publish_events(make_events(rows("a", 60, 1)), SOURCE, ws)
+    whole = Path(ws.path("indexes", publish_behavior(ws), "behavior"))
+    for name in ("users.parquet", "histories.npz"):
+        half = Path(ws.path("indexes", f"half-{name}", "behavior"))
+        half.mkdir(parents=True)
+        (half / name).write_bytes((whole / name).read_bytes())
+    (half.parent.parent / "half-users.parquet" / "behavior" / "more").write_bytes(ANN.encode())
+    with pytest.raises(Unavailable, match="a job is writing indexes/half"):
+        forget(ws, None, ANN)
+    for path in Path(ws.path("indexes")).glob("half-*/**/*"):
+        os.utime(path, (0, 0))
+    forget(ws, None, ANN)
+    assert found_in(Path(ws.root), [ANN]) == set()
+    assert len(ws.names("indexes")) == 3
+
+
+def test_events_that_cannot_be_read_yet_are_not_held_against_a_model(ws: Workspace) -> None:
+    version = publish_events(make_events(rows("a", 60, 1)), SOURCE, ws)
+    with ws.stage("models") as staged:
+        staged.write_parquet("held_out.parquet", pa.table({"event_id": read_events(ws, version)["event_id"]}))
+        model = staged.publish({})
+    half = ws.stage("events")
+    half.write_bytes("events.parquet", b"PAR1 half")
+    with pytest.raises(Unavailable, match="a job is writing events/"):
+        forget(ws, None, ANN)
+    os.utime(ws.path("events", half.version, "events.parquet"), (0, 0))
+    forget(ws, None, ANN)
+    assert 0 < ws.read_parquet("models", model, "held_out.parquet").num_rows < 60
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        '{"user_id": "smith, \\u65e5 ann", "type": "cli',
+        'e1,click,"smith, 日 ann",5',
+        '{"smith, 日 ann": {"clicks": 5}}',
+        "[" * 100_000 + "smith, 日 ann",
+    ],
+)
+def test_broken_records_are_known_by_ids_in_any_spelling(ws: Workspace, record: str) -> None:
+    bars = Bars(ws)
+    bars.create_secret()
+    bars.add(["u:smith, 日 ann"], NOW_US)
+    expected = not record.startswith("[[")  # in a tower of brackets nothing is told apart
+    assert bars.mentions(record) is expected
+    assert not bars.mentions(record.replace("smith", "jones"))
+
+
 def test_a_published_file_that_cannot_be_read_is_told_and_not_passed_over(ws: Workspace) -> None:
     version = publish_events(make_events(rows("a", 60, 1)), SOURCE, ws)
     Path(ws.path("events", version, "events.parquet")).write_bytes(b"altered")
@@ -356,6 +406,17 @@ def test_the_copy_of_another_machine_is_cleaned_too(
 
     assert found_in(tmp_path, [ANN, SESSIONS[0]]) == set()
     elsewhere.local_copy("indexes", version)
+
+    left = tmp_path / "cache" / "download-killed"
+    left.mkdir()
+    (left / "part").write_bytes(ANN.encode())
+    elsewhere.remove("indexes", version)
+    clean_copies(elsewhere, Bars(elsewhere))
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["download-killed"]  # it may be under way
+    for path in (left / "part", left):
+        os.utime(path, (0, 0))
+    clean_copies(elsewhere, Bars(elsewhere))
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_bars_need_the_secret_and_say_nothing_without_it(ws: Workspace) -> None:

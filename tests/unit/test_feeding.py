@@ -189,6 +189,19 @@ def test_recorded_events_are_replayed_at_their_pace(taker: Taker, feeder: Feeder
     assert feeder.fed.to_dict() == {"accepted": 3, "duplicates": 3, "rejected": 0}
 
 
+def test_what_is_too_large_together_goes_in_parts_and_what_is_alone_is_told(taker: Taker, feeder: Feeder) -> None:
+    too_large = (413, b'{"error": {"message": "too large"}}')
+    taker.before = [too_large, too_large, too_large]  # all four, the first two, the first
+    feed_lines(lines(*(click(f"e{i}") for i in range(4))), feeder)
+    assert (taker.batches, sorted(taker.taken)) == ([1, 2], ["e1", "e2", "e3"])
+    assert [(one["line"], one["code"]) for one in feeder.fed.rejections] == [(1, "too_large")]
+
+
+def test_what_is_nested_too_deep_is_rejected_alone(taker: Taker, feeder: Feeder) -> None:
+    feed_lines(lines(b"[" * 100_000, click("e1")), feeder)
+    assert (list(taker.taken), feeder.fed.rejections[0]["code"]) == (["e1"], "invalid_json")
+
+
 def test_a_stream_is_taken_once_and_what_was_not_acknowledged_comes_again(
     taker: Taker, feeder: Feeder, tmp_path: Path
 ) -> None:
@@ -199,10 +212,11 @@ def test_a_stream_is_taken_once_and_what_was_not_acknowledged_comes_again(
         client.xadd("shop", {"event": json.dumps(click("e1"))})
         client.xadd("shop", {"type": "purchase", "item_id": "b", "user_id": "ann", "price_cents": "199"})
         client.xadd("shop", {"event": "{broken"})
+        client.xadd("shop", {"event": json.dumps({**click("x"), "event_id": None})})
         taker.before = [(400, b'{"error": {"message": "not now"}}')]
         with pytest.raises(RayrecError, match="not now"):
             feed_stream(server.url, "shop", feeder, idle_s=0.1)
-        assert client.xpending("shop", "rayrec")["pending"] == 3
+        assert client.xpending("shop", "rayrec")["pending"] == 4
 
         feed_stream(server.url, "shop", feeder, idle_s=0.1)
         client.xadd("shop", {"event": json.dumps(click("e2"))})
@@ -210,8 +224,9 @@ def test_a_stream_is_taken_once_and_what_was_not_acknowledged_comes_again(
 
         assert client.xpending("shop", "rayrec")["pending"] == 0
         client.close()
-    assert feeder.fed.accepted == 3
+    assert feeder.fed.accepted == 4
+    assert all(taker.taken)
     assert {"e1", "e2"} < set(taker.taken)
     bought = next(event for event in taker.taken.values() if event["type"] == "purchase")
-    assert (bought["price_cents"], bought["event_id"][:7]) == (199, "stream-")
+    assert (bought["price_cents"], bought["event_id"][:5]) == (199, "shop-")
     assert {one["code"] for one in feeder.fed.rejections} == {"invalid_entry"}
