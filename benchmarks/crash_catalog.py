@@ -119,16 +119,19 @@ class Compactor(threading.Thread):
     def run(self) -> None:
         while not self._stopped.wait(self._rng.uniform(*_REST_S)):
             command = [sys.executable, "-m", "rayrec.cli", "index", "-w", self._ws.uri, "-c", self._config, "--json"]
-            quiet = subprocess.DEVNULL
-            process = subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
+            process = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+            )
             limit = self._rng.uniform(1.0, 30.0) if self._rng.random() < 0.5 else None
             try:
-                process.wait(limit or 240)
+                told = process.communicate(timeout=limit or 240)[1]
                 self.done["compacted" if process.returncode == 0 else "failed"] += 1
+                if process.returncode:  # its store was killed in the middle, say
+                    print(f"a compaction ended with: {told.strip()[-300:]}", flush=True)
             except subprocess.TimeoutExpired:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                process.communicate()
                 self.done["killed while compacting"] += 1
             if self._rng.random() < 0.3:
                 with contextlib.suppress(RayrecError):
