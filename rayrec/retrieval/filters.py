@@ -301,8 +301,8 @@ class ItemColumns:
         if lacking:
             made = self._made(lacking)
             known |= made
-            with self._lock:
-                self._records.update(made)
+            with self._lock:  # a changed one is read anew: it may change again between its reading and this
+                self._records.update((row, record) for row, record in made.items() if row not in self._changed)
         return [dict(known[row]) for row in wanted]
 
     def _made(self, rows: Sequence[int]) -> dict[int, dict[str, Any]]:

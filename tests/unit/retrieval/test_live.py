@@ -368,3 +368,23 @@ def test_a_facet_asked_for_first_after_changes_counts_them(engine: Engine) -> No
         answer = engine.search("", facets=[f"attributes.{name}"])
         assert {one["value"]: one["count"] for one in answer.facets[f"attributes.{name}"]} == expected
     assert expected == {}
+
+
+def test_a_record_read_while_its_item_changes_is_not_kept(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread has what an item said in its hand when the change is taken up."""
+    columns = engine.columns
+    made = type(columns)._made
+    for offset, title in enumerate(["changed", "changed again"], 1):
+        before = columns.items.slice(0, 1).to_pylist()[0]
+        change = put(offset, {**before, "attributes": {}, "title": title})
+
+        def late(self: Any, rows: Any, change: Change = change) -> Any:
+            monkeypatch.undo()
+            found = made(self, rows)
+            apply(engine, change)
+            return found
+
+        columns._records.clear()
+        monkeypatch.setattr(type(columns), "_made", late)
+        columns.records([0])
+        assert columns.records([0])[0]["title"] == title
